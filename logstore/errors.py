@@ -1,0 +1,347 @@
+"""Every error logstore raises, and what to do about it.
+
+::
+
+    LogstoreError
+    ├── RetriableError                     trying again, unchanged, may succeed
+    │   ├── ConnectionFailedError          no server answered, or it went away outside of a commit
+    │   ├── RequestTimedOutError           no answer within the time allowed
+    │   ├── UnknownOutcomeError            the connection died during COMMIT: it may or may not have happened
+    │   ├── NotEnoughReplicasError         fewer followers than min.insync.replicas; nothing was written
+    │   ├── NotLeaderError                 the server is read-only (a follower)
+    │   ├── LockTimeoutError               another transaction holds a lock for too long
+    │   ├── StorageFullError               the server's disk is full
+    │   └── ServerBusyError                too many connections, out of memory, deadlock, serialization failure
+    ├── UnknownTopicOrPartitionError
+    ├── TopicAlreadyExistsError
+    ├── InvalidTopicError                  a name Kafka would refuse
+    ├── InvalidPartitionsError
+    ├── InvalidConfigError                 a topic config out of range
+    ├── ConfigurationError                 a client option that does not exist or does not fit
+    ├── InvalidArgumentError               a wrong type or value given to a method
+    ├── SerializationError                 a serializer or deserializer raised
+    ├── RecordTooLargeError
+    ├── InvalidRecordError
+    ├── InvalidTimestampError
+    ├── UnsupportedCompressionTypeError
+    ├── OffsetOutOfRangeError
+    ├── NoOffsetForPartitionError          auto_offset_reset="none" and no position
+    ├── IllegalStateError                  a method called at the wrong moment
+    │   ├── ClientClosedError
+    │   └── ForkedClientError              a client used in a child process of fork()
+    ├── BufferExhaustedError               buffer_memory stayed full for max_block_ms
+    ├── DeliveryTimeoutError               a record was not acknowledged within delivery_timeout_ms
+    ├── AuthenticationFailedError
+    ├── AuthorizationFailedError
+    ├── SchemaError
+    │   ├── SchemaMissingError             the database has no log: `logstore db upgrade`
+    │   └── SchemaVersionError             the log's schema is older or newer than this client
+    ├── UnsupportedServerError             PostgreSQL older than 15
+    ├── EmbeddedServerError                the embedded server could not be started
+    └── ServerError                        anything else the server said
+
+Errors raised by the SQL functions carry an SQLSTATE of class ``LS`` and a JSON object in DETAIL; :data:`BY_SQLSTATE`
+maps both these and PostgreSQL's own codes to classes.  Nothing branches on message text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+__all__ = [
+    "BY_SQLSTATE",
+    "AuthenticationFailedError",
+    "AuthorizationFailedError",
+    "BufferExhaustedError",
+    "ClientClosedError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "DeliveryTimeoutError",
+    "EmbeddedServerError",
+    "ForkedClientError",
+    "IllegalStateError",
+    "InvalidArgumentError",
+    "InvalidConfigError",
+    "InvalidPartitionsError",
+    "InvalidRecordError",
+    "InvalidTimestampError",
+    "InvalidTopicError",
+    "LockTimeoutError",
+    "LogstoreError",
+    "NoOffsetForPartitionError",
+    "NotEnoughReplicasError",
+    "NotLeaderError",
+    "OffsetOutOfRangeError",
+    "RecordTooLargeError",
+    "RequestTimedOutError",
+    "RetriableError",
+    "SchemaError",
+    "SchemaMissingError",
+    "SchemaVersionError",
+    "SerializationError",
+    "ServerBusyError",
+    "ServerError",
+    "StorageFullError",
+    "TopicAlreadyExistsError",
+    "UnknownOutcomeError",
+    "UnknownTopicOrPartitionError",
+    "UnsupportedCompressionTypeError",
+    "UnsupportedServerError",
+    "from_server",
+]
+
+
+class LogstoreError(Exception):
+    """Something went wrong.
+
+    ``message`` says what happened, with the values; ``advice`` says what to do about it; ``details`` holds the values
+    for programs.  ``str()`` joins the first two.
+    """
+
+    retriable: ClassVar[bool] = False
+    """Trying the same thing again may succeed."""
+    fatal: ClassVar[bool] = False
+    """The client cannot be used any more: close it and make a new one."""
+    advice: str = ""
+
+    def __init__(
+        self, message: str = "", *, advice: str | None = None, details: Mapping[str, Any] | None = None
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").splitlines()[0]
+        if advice is not None:
+            self.advice = advice
+        self.details: dict[str, Any] = dict(details or {})
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".rstrip() if self.advice else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.advice, self.details))
+
+
+def _rebuild(
+    cls: type[LogstoreError], message: str, advice: str, details: Mapping[str, Any]
+) -> LogstoreError:
+    return cls(message, advice=advice, details=details)
+
+
+class RetriableError(LogstoreError):
+    """Trying again may succeed."""
+
+    retriable = True
+
+
+class ConnectionFailedError(RetriableError):
+    """The server could not be reached, or the connection was lost outside of a commit."""
+
+    advice = "Check that the server runs and that host and port are right."
+
+
+class RequestTimedOutError(RetriableError):
+    """The server did not answer within the time allowed."""
+
+
+class UnknownOutcomeError(RetriableError):
+    """The connection was lost during COMMIT: the write may or may not have happened."""
+
+    advice = "Read the log to see, or produce with enable_idempotence=True, which makes retrying safe."
+
+
+class NotEnoughReplicasError(RetriableError):
+    """Fewer followers than min.insync.replicas asks for; nothing was written."""
+
+    advice = "Set synchronous_standby_names on the server, or lower min.insync.replicas or acks."
+
+
+class NotLeaderError(RetriableError):
+    """The server is read-only: it is a follower, or has become one."""
+
+    advice = "Connect to the leader: add target_session_attrs=read-write to the DSN."
+
+
+class LockTimeoutError(RetriableError):
+    """Another transaction held a lock for too long."""
+
+
+class StorageFullError(RetriableError):
+    """The server has no disk space left; nothing was written."""
+
+    advice = "Free space on the server, or shorten retention; the client keeps retrying until delivery_timeout_ms."
+
+
+class ServerBusyError(RetriableError):
+    """The server is short of a resource, or had to break a deadlock; nothing was written."""
+
+
+class UnknownTopicOrPartitionError(LogstoreError):
+    """There is no such topic or partition."""
+
+    advice = "Create it with `logstore topic create`, or list what there is with `logstore topic list`."
+
+
+class TopicAlreadyExistsError(LogstoreError):
+    """A topic with this name exists already."""
+
+
+class InvalidTopicError(LogstoreError):
+    """The topic name is not legal."""
+
+    advice = "A name has 1 to 249 of the characters a-z A-Z 0-9 . _ - and is neither '.' nor '..'."
+
+
+class InvalidPartitionsError(LogstoreError):
+    """The number of partitions is not possible."""
+
+
+class InvalidConfigError(LogstoreError):
+    """A topic config is unknown or has a value out of range."""
+
+
+class ConfigurationError(LogstoreError):
+    """A client option does not exist or does not fit the others."""
+
+
+class InvalidArgumentError(LogstoreError, ValueError):
+    """An argument has the wrong type or value."""
+
+
+class SerializationError(LogstoreError):
+    """A serializer or deserializer failed."""
+
+
+class RecordTooLargeError(LogstoreError):
+    """The record is larger than the topic or the client allows; it was not sent."""
+
+
+class InvalidRecordError(LogstoreError):
+    """The record is not acceptable to the topic."""
+
+
+class InvalidTimestampError(LogstoreError):
+    """The record's timestamp is too far from the server's clock."""
+
+
+class UnsupportedCompressionTypeError(LogstoreError):
+    """The server was built without this compression."""
+
+
+class OffsetOutOfRangeError(LogstoreError):
+    """The offset is below the start of the log or beyond its end."""
+
+
+class NoOffsetForPartitionError(LogstoreError):
+    """There is no position for the partition and auto_offset_reset is "none"."""
+
+    advice = "seek() first, or set auto_offset_reset."
+
+
+class IllegalStateError(LogstoreError):
+    """The method cannot be called at this moment."""
+
+
+class ClientClosedError(IllegalStateError):
+    """The client is closed."""
+
+    fatal = True
+
+
+class ForkedClientError(IllegalStateError):
+    """The client was made in another process, before fork()."""
+
+    fatal = True
+    advice = "Make a client in each process, after the fork."
+
+
+class BufferExhaustedError(LogstoreError):
+    """buffer_memory stayed full for max_block_ms."""
+
+    advice = "The server is slower than this producer: raise buffer_memory or max_block_ms, or send less."
+
+
+class DeliveryTimeoutError(LogstoreError):
+    """The record was not acknowledged within delivery_timeout_ms."""
+
+
+class AuthenticationFailedError(LogstoreError):
+    """The server refused the user or the password."""
+
+
+class AuthorizationFailedError(LogstoreError):
+    """The user may not do this."""
+
+
+class SchemaError(LogstoreError):
+    """The database's logstore schema does not fit this client."""
+
+
+class SchemaMissingError(SchemaError):
+    """The database holds no log."""
+
+
+class SchemaVersionError(SchemaError):
+    """The log's schema has another version than this client needs."""
+
+
+class UnsupportedServerError(LogstoreError):
+    """The server is older than PostgreSQL 15."""
+
+
+class EmbeddedServerError(LogstoreError):
+    """The embedded server could not be started or reached."""
+
+
+class ServerError(LogstoreError):
+    """The server answered with an error that has no class of its own."""
+
+
+BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
+    # Raised by our own SQL functions.
+    "LS001": UnknownTopicOrPartitionError,
+    "LS002": TopicAlreadyExistsError,
+    "LS003": InvalidTopicError,
+    "LS004": InvalidConfigError,
+    "LS005": InvalidPartitionsError,
+    "LS006": OffsetOutOfRangeError,
+    "LS007": RecordTooLargeError,
+    "LS008": InvalidTimestampError,
+    "LS009": NotEnoughReplicasError,
+    "LS010": InvalidRecordError,
+    "LS011": UnsupportedCompressionTypeError,
+    "LS012": InvalidArgumentError,
+    # PostgreSQL's own; a two-letter key stands for the whole class.
+    "08": ConnectionFailedError,
+    "57P01": ConnectionFailedError,
+    "57P02": ConnectionFailedError,
+    "57P03": ConnectionFailedError,
+    "57P05": ConnectionFailedError,
+    "57014": RequestTimedOutError,
+    "25006": NotLeaderError,
+    "55P03": LockTimeoutError,
+    "40": ServerBusyError,
+    "53": ServerBusyError,
+    "53100": StorageFullError,
+    "28": AuthenticationFailedError,
+    "42501": AuthorizationFailedError,
+}
+
+
+def from_server(
+    sqlstate: str | None, message: str, detail: str | None = None, hint: str | None = None
+) -> LogstoreError:
+    """The typed error for what the server said.
+
+    ``detail`` is parsed as JSON for our own codes and kept under ``details["detail"]`` otherwise.
+    """
+    code = sqlstate or ""
+    cls = BY_SQLSTATE.get(code) or BY_SQLSTATE.get(code[:2]) or ServerError
+    details: dict[str, Any] = {"sqlstate": code}
+    if detail:
+        try:
+            parsed = json.loads(detail) if code.startswith("LS") else None
+        except ValueError:
+            parsed = None
+        details |= parsed if isinstance(parsed, dict) else {"detail": detail}
+    return cls(message, advice=hint or None, details=details)
