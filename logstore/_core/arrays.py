@@ -23,7 +23,7 @@ from typing import ClassVar, Final
 
 from logstore.errors import InvalidArgumentError
 
-__all__ = ["ArrayParameter", "ByteaArray", "Int4Array", "Int8Array", "TextArray"]
+__all__ = ["ARRAYS", "ArrayParameter", "ByteaArray", "Int4Array", "Int8Array", "TextArray"]
 
 _HEADER: Final = Struct(">5i")
 _EMPTY: Final = Struct(">3i")
@@ -137,6 +137,9 @@ class Int8Array(_IntArray):
     element_oid = 20
     width = 8
     typecode = "q"
+
+
+ARRAYS: Final = (ByteaArray, TextArray, Int4Array, Int8Array)
 
 
 def _join_bytes(header: bytes, items: Sequence[bytes]) -> bytes:

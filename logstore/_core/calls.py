@@ -354,7 +354,7 @@ def _none(rows: Sequence[Row]) -> None:
 
 
 def _metadata(rows: Sequence[Row]) -> list[TopicMetadata]:
-    return [TopicMetadata(*fields, json.loads(configs)) for *fields, configs in rows]
+    return [TopicMetadata(row[0], row[1], row[2], row[3], row[4], json.loads(row[5])) for row in rows]
 
 
 def _append_results(rows: Sequence[Row]) -> list[AppendResult]:

@@ -1,0 +1,294 @@
+"""One connection to a log, on asyncpg.  The psycopg twin is ``logstore._sync.driver``.
+
+A connection runs one operation at a time.  Every driver exception is translated here, so that none is ever
+seen above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import asyncpg
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from logstore._core import outcome
+from logstore._core.arrays import ArrayParameter
+from logstore._core.call import Call
+from logstore._core.dsn import connect_error, describe
+from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError, LogstoreError
+
+__all__ = ["Connection"]
+
+T = TypeVar("T")
+
+_CLOSE_TIMEOUT_S = 2.0
+
+# What libpq knows and asyncpg does not; sending them to the server as settings would be an error.
+_LIBPQ_ONLY = (
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "gssdelegation",
+    "gssencmode",
+    "hostaddr",
+    "keepalives",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "require_auth",
+    "requirepeer",
+    "sslcertmode",
+    "sslcompression",
+    "sslsni",
+    "tcp_user_timeout",
+)
+_ARGUMENTS = ("user", "password", "passfile", "target_session_attrs", "krbsrvname", "gsslib")
+
+
+class Connection:
+    """One connection; open it with :meth:`open`."""
+
+    def __init__(self, raw: asyncpg.Connection[asyncpg.Record], dsn_for_display: str) -> None:
+        self._raw = raw
+        self._statements: dict[str, Any] = {}
+        self._in_transaction = False
+        self._doubtful: str | None = None
+        self._payloads: deque[str] = deque()
+        self._arrived = asyncio.Event()
+        self.dsn_for_display = dsn_for_display
+        """Host, port, database and user; never the password."""
+        version = raw.get_server_version()
+        self.server_version: int = version.major * 10000 + version.micro
+        """For example 180006."""
+        self.pooled = False
+        """A pooler (PgBouncer) is in between: no prepared statements, no LISTEN, no session state."""
+        raw.add_log_listener(self._on_notice)
+        raw.add_termination_listener(self._on_termination)
+
+    @classmethod
+    async def open(
+        cls, dsn: str, *, timeout_s: float = 10.0, application_name: str = "logstore"
+    ) -> Connection:
+        """Connect to ``dsn``, a libpq URI or key/value string, within ``timeout_s`` seconds.
+
+        Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
+        when no server answers, AuthenticationFailedError when it wants another password.
+        """
+        try:
+            parameters = conninfo_to_dict(dsn)
+        except psycopg.Error as error:
+            raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+        where = describe(parameters)
+        parameters.setdefault("application_name", application_name)
+        try:
+            raw = await asyncpg.connect(
+                **_asyncpg_arguments(parameters), timeout=timeout_s, statement_cache_size=0
+            )
+        except TimeoutError as error:
+            raise connect_error(where, None, f"no answer within {timeout_s:g} s") from error
+        except asyncpg.PostgresError as error:
+            raise connect_error(where, error.sqlstate, str(error)) from error
+        except (asyncpg.ClientConfigurationError, ValueError, TypeError) as error:
+            raise ConfigurationError(f"The DSN for {where} does not fit: {error}.") from None
+        except (OSError, asyncpg.InterfaceError) as error:
+            raise connect_error(where, None, str(error) or type(error).__name__) from error
+        connection = cls(raw, where)
+        try:
+            backend = await connection._execute(
+                "SELECT pg_catalog.pg_backend_pid()", (), timeout_s, committing=False, prepare=False
+            )
+        except BaseException:
+            connection.abort()
+            raise
+        # A pooler answers the handshake with a process id of its own making.
+        connection.pooled = backend[0][0] != raw.get_server_pid()
+        return connection
+
+    @property
+    def closed(self) -> bool:
+        """The connection cannot be used any more."""
+        return bool(self._raw.is_closed())
+
+    async def run(self, call: Call[T], *, timeout_s: float | None = None) -> T:
+        """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
+
+        When there is no answer within ``timeout_s`` seconds the connection is dropped; nothing is cancelled,
+        because a cancelled commit reports success.
+
+        Raises what the server said as one of :mod:`logstore.errors`; UnknownOutcomeError when the connection
+        was lost, or the time ran out, while something was being committed, ConnectionFailedError or
+        RequestTimedOutError otherwise.
+        """
+        committing = call.writes and not self._in_transaction
+        return call.decode(await self._execute(call.sql, call.args, timeout_s, committing=committing))
+
+    async def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
+        """Run a statement that has no parameters and whose answer does not matter."""
+        await self._execute(sql, (), timeout_s, committing=not self._in_transaction, prepare=False)
+
+    @asynccontextmanager
+    async def transaction(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:
+        """A transaction around everything that runs inside; rolled back when that raises.
+
+        Raises UnknownOutcomeError when the connection is lost during COMMIT.
+        """
+        await self._execute("BEGIN", (), timeout_s, committing=False, prepare=False)
+        self._in_transaction = True
+        try:
+            yield
+        except BaseException:
+            self._in_transaction = False
+            if not self.closed:
+                with suppress(LogstoreError):
+                    await self._execute("ROLLBACK", (), timeout_s, committing=False, prepare=False)
+            raise
+        self._in_transaction = False
+        await self._execute("COMMIT", (), timeout_s, committing=True, prepare=False)
+
+    async def listen(self, channel: str) -> None:
+        """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
+        await self._bounded(self._raw.add_listener(channel, self._on_notify), None, committing=False)
+
+    async def wait_notify(self, timeout_s: float) -> list[str]:
+        """Wait until a notification comes; its payload, and those of all that came with it.
+
+        Returns an empty list after ``timeout_s`` seconds, or at once when :meth:`interrupt` is called.
+        Raises ConnectionFailedError when the connection is lost.
+        """
+        if not self._payloads and not self.closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, timeout_s)):
+                    await self._arrived.wait()
+        self._arrived.clear()
+        payloads = list(self._payloads)
+        self._payloads.clear()
+        if not payloads and self.closed:
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} was lost.")
+        return payloads
+
+    def interrupt(self) -> None:
+        """Make the current or next :meth:`wait_notify` return at once."""
+        self._arrived.set()
+
+    async def close(self) -> None:
+        """Close the connection; harmless when it is closed already."""
+        if not self.closed:
+            try:
+                await self._raw.close(timeout=_CLOSE_TIMEOUT_S)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self.abort()
+            except BaseException:
+                self.abort()
+                raise
+
+    def abort(self) -> None:
+        """Drop the connection without a word to the server.
+
+        A task that waits for an answer gets the error of a lost connection.
+        """
+        if not self.closed:
+            self._raw.terminate()
+
+    async def _execute(
+        self,
+        sql: str,
+        args: Sequence[Any],
+        timeout_s: float | None,
+        *,
+        committing: bool,
+        prepare: bool = True,
+    ) -> Sequence[Sequence[Any]]:
+        if self.closed:
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        values = [arg.items if isinstance(arg, ArrayParameter) else arg for arg in args]
+        self._doubtful = None
+        operation = self._fetch(sql, values) if prepare and not self.pooled else self._raw.fetch(sql, *values)
+        rows: Sequence[Sequence[Any]] = await self._bounded(operation, timeout_s, committing=committing)
+        if committing and self._doubtful is not None:
+            raise outcome.connection_lost(self._doubtful, committing=True, where=self.dsn_for_display)
+        return rows
+
+    async def _fetch(self, sql: str, values: Sequence[Any]) -> Any:
+        # asyncpg's own statement cache has to be chosen before it is known whether a pooler is in between.
+        statement = self._statements.get(sql)
+        if statement is None:
+            statement = self._statements[sql] = await self._raw.prepare(sql)
+        return await statement.fetch(*values)
+
+    async def _bounded(
+        self, operation: Coroutine[Any, Any, T], timeout_s: float | None, *, committing: bool
+    ) -> T:
+        # In a task of its own: a cancelled asyncpg operation asks the server to cancel, which must never
+        # happen to a commit.  On the deadline, and when the caller is cancelled, the socket is dropped.
+        task = asyncio.ensure_future(operation)
+        try:
+            done, _ = await asyncio.wait((task,), timeout=timeout_s)
+        except BaseException:
+            await self._drop(task)
+            raise
+        where = self.dsn_for_display
+        if not done:
+            await self._drop(task)
+            raise outcome.timed_out(timeout_s or 0, committing=committing, where=where)
+        try:
+            return task.result()
+        except asyncpg.PostgresConnectionError as error:
+            raise outcome.connection_lost(str(error), committing=committing, where=where) from error
+        except asyncpg.PostgresError as error:
+            detail, hint = getattr(error, "detail", None), getattr(error, "hint", None)
+            raise outcome.refused(
+                error.sqlstate or "",
+                getattr(error, "message", None) or str(error),
+                detail,
+                hint,
+                committing=committing,
+                where=where,
+            ) from error
+        except (asyncpg.DataError, asyncpg.UnsupportedClientFeatureError, ValueError, TypeError) as error:
+            raise InvalidArgumentError(str(error)) from error
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            raise outcome.connection_lost(str(error), committing=committing, where=where) from error
+
+    async def _drop(self, task: asyncio.Future[Any]) -> None:
+        self.abort()
+        with suppress(BaseException):
+            await asyncio.wait((task,), timeout=_CLOSE_TIMEOUT_S)
+        if task.done() and not task.cancelled():
+            task.exception()
+
+    def _on_notice(self, _: object, message: Any) -> None:
+        if outcome.cut_short(message.sqlstate):
+            self._doubtful = message.message or ""
+
+    def _on_notify(self, _: object, pid: int, channel: str, payload: object) -> None:
+        self._payloads.append(str(payload))
+        self._arrived.set()
+
+    def _on_termination(self, _: object) -> None:
+        self._arrived.set()
+
+
+def _asyncpg_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What libpq understands, as asyncpg takes it."""
+    left = {name: str(value) for name, value in parameters.items() if value is not None}
+    arguments: dict[str, Any] = {name: left.pop(name) for name in _ARGUMENTS if name in left}
+    if hosts := left.pop("host", None) or left.get("hostaddr"):
+        arguments["host"] = hosts.split(",")
+    if ports := left.pop("port", None):
+        numbers = [int(port or 5432) for port in ports.split(",")]
+        count = len(arguments.get("host", ())) or len(numbers)
+        arguments["port"] = numbers * count if len(numbers) == 1 else numbers
+    if database := left.pop("dbname", None):
+        arguments["database"] = database
+    left = {name: value for name, value in left.items() if not name.startswith(_LIBPQ_ONLY)}
+    tls = {name: left.pop(name) for name in list(left) if name.startswith("ssl") or name == "service"}
+    if tls:
+        arguments["dsn"] = "postgresql://?" + urlencode(tls)
+    arguments["server_settings"] = left
+    return arguments

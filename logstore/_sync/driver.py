@@ -1,0 +1,294 @@
+"""One connection to a log, on psycopg 3.  The asyncpg twin is ``logstore._async.driver``.
+
+A connection belongs to one thread at a time; only :meth:`Connection.interrupt` and :meth:`Connection.abort`
+may be called from others.  Every driver exception is translated here, so that none is ever seen above.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import waiting
+from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap, Dumper
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import ConnStatus, Format, TransactionStatus
+
+from logstore._core import outcome
+from logstore._core.arrays import ARRAYS
+from logstore._core.call import Call
+from logstore._core.dsn import connect_error, describe
+from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError, LogstoreError
+
+__all__ = ["Connection"]
+
+T = TypeVar("T")
+
+
+class _ArrayDumper(Dumper):
+    # Binary, and of no declared type: the cast in the statement gives it one.
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Any) -> bytes:
+        encoded: bytes = obj.encode()
+        return encoded
+
+
+class _IntDumper(Dumper):
+    # psycopg declares an int as the smallest type that holds its value, so that one statement would be
+    # prepared again and again; undeclared, the cast decides.
+    oid = 0
+
+    def dump(self, obj: Any) -> bytes:
+        return b"%d" % obj
+
+
+def _adapters() -> AdaptersMap:
+    adapters = AdaptersMap(psycopg.adapters)
+    for kind in ARRAYS:
+        adapters.register_dumper(kind, _ArrayDumper)
+    adapters.register_dumper(int, _IntDumper)
+    return adapters
+
+
+_ADAPTERS = _adapters()
+
+
+class _Raw(psycopg.Connection[tuple[Any, ...]]):
+    """A psycopg connection that waits no longer than its deadline, and that Ctrl-C interrupts at once.
+
+    psycopg's own ``wait`` answers Ctrl-C by cancelling the query and waiting for it; a commit must not be
+    cancelled, and a server that does not answer must not keep the user waiting.
+    """
+
+    deadline: float | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        if timeout is None and self.deadline is not None:
+            timeout = max(0.0, self.deadline - monotonic())
+        return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+
+
+class Connection:
+    """One connection; open it with :meth:`open`."""
+
+    def __init__(self, raw: _Raw, dsn_for_display: str) -> None:
+        self._raw = raw
+        self._cursor = psycopg.RawCursor(raw)
+        self._in_transaction = False
+        self._doubtful: str | None = None
+        self._payloads: deque[str] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._closed = False
+        self.dsn_for_display = dsn_for_display
+        """Host, port, database and user; never the password."""
+        self.server_version: int = raw.info.server_version
+        """For example 180006."""
+        self.pooled = False
+        """A pooler (PgBouncer) is in between: no prepared statements, no LISTEN, no session state."""
+        raw.add_notice_handler(self._on_notice)
+        raw.add_notify_handler(self._on_notify)
+
+    @classmethod
+    def open(cls, dsn: str, *, timeout_s: float = 10.0, application_name: str = "logstore") -> Connection:
+        """Connect to ``dsn``, a libpq URI or key/value string.
+
+        Every host of the DSN is given ``timeout_s`` seconds (at least 2, which is libpq's minimum).
+
+        Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
+        when no server answers, AuthenticationFailedError when it wants another password.
+        """
+        try:
+            parameters = conninfo_to_dict(dsn)
+        except psycopg.Error as error:
+            raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+        where = describe(parameters)
+        parameters.setdefault("connect_timeout", max(2, round(timeout_s)))
+        parameters.setdefault("application_name", application_name)
+        parameters.setdefault("gssencmode", "disable")
+        try:
+            raw = _Raw.connect(
+                make_conninfo("", **parameters),
+                autocommit=True,
+                context=_ADAPTERS,
+                prepare_threshold=None,
+            )
+        except psycopg.Error as error:
+            needs_password = error.pgconn is not None and bool(error.pgconn.needs_password)
+            sqlstate = "28P01" if needs_password else error.sqlstate
+            raise connect_error(where, sqlstate, str(error)) from error
+        connection = cls(raw, where)
+        try:
+            connection._recognise_pooler(timeout_s)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    def _recognise_pooler(self, timeout_s: float) -> None:
+        # A pooler answers the handshake with a process id of its own making.
+        backend = self._execute("SELECT pg_catalog.pg_backend_pid()", (), timeout_s, committing=False)
+        self.pooled = backend[0][0] != self._raw.info.backend_pid
+        if not self.pooled:
+            self._raw.prepare_threshold = 0
+
+    @property
+    def closed(self) -> bool:
+        """The connection cannot be used any more."""
+        return self._closed or self._raw.closed
+
+    def run(self, call: Call[T], *, timeout_s: float | None = None) -> T:
+        """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
+
+        When there is no answer within ``timeout_s`` seconds the connection is dropped; nothing is cancelled,
+        because a cancelled commit reports success.
+
+        Raises what the server said as one of :mod:`logstore.errors`; UnknownOutcomeError when the connection
+        was lost, or the time ran out, while something was being committed, ConnectionFailedError or
+        RequestTimedOutError otherwise.
+        """
+        committing = call.writes and not self._in_transaction
+        return call.decode(self._execute(call.sql, call.args, timeout_s, committing=committing))
+
+    def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
+        """Run a statement that has no parameters and whose answer does not matter."""
+        self._execute(sql, (), timeout_s, committing=not self._in_transaction)
+
+    @contextmanager
+    def transaction(self, *, timeout_s: float | None = None) -> Iterator[None]:
+        """A transaction around everything that runs inside; rolled back when that raises.
+
+        Raises UnknownOutcomeError when the connection is lost during COMMIT.
+        """
+        self._execute("BEGIN", (), timeout_s, committing=False)
+        self._in_transaction = True
+        try:
+            yield
+        except BaseException:
+            self._in_transaction = False
+            if not self.closed:
+                with suppress(LogstoreError):
+                    self._execute("ROLLBACK", (), timeout_s, committing=False)
+            raise
+        self._in_transaction = False
+        self._execute("COMMIT", (), timeout_s, committing=True)
+
+    def listen(self, channel: str) -> None:
+        """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
+        self._execute('LISTEN "' + channel.replace('"', '""') + '"', (), None, committing=False)
+
+    def wait_notify(self, timeout_s: float) -> list[str]:
+        """Wait until a notification comes; its payload, and those of all that came with it.
+
+        Returns an empty list after ``timeout_s`` seconds, or at once when another thread calls
+        :meth:`interrupt`.  Raises ConnectionFailedError when the connection is lost.
+        """
+        if not self._payloads and not self.closed:
+            poll = select.poll()
+            poll.register(self._raw.pgconn.socket, select.POLLIN)
+            poll.register(self._wake_read, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(0.0, timeout_s) * 1000)}
+            if self._wake_read in ready:
+                with suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+            if ready - {self._wake_read}:
+                self._receive_notifications()
+        elif self.closed:
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        payloads = list(self._payloads)
+        self._payloads.clear()
+        return payloads
+
+    def _receive_notifications(self) -> None:
+        pgconn = self._raw.pgconn
+        try:
+            pgconn.consume_input()
+            while (notification := pgconn.notifies()) is not None:
+                self._payloads.append(notification.extra.decode())
+        except psycopg.Error as error:
+            self.abort()
+            raise outcome.connection_lost(str(error), committing=False, where=self.dsn_for_display) from error
+
+    def interrupt(self) -> None:
+        """Make the current or next :meth:`wait_notify` return at once.  Any thread may call it."""
+        with suppress(OSError):
+            os.write(self._wake_write, b"x")
+
+    def close(self) -> None:
+        """Close the connection; harmless when it is closed already."""
+        if not self._closed:
+            self._closed = True
+            self._raw.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def abort(self) -> None:
+        """Drop the connection without a word to the server.  Any thread may call it.
+
+        A thread that waits for an answer gets the error of a lost connection.
+        """
+        if not self.closed:
+            with suppress(OSError, psycopg.Error):
+                copy = socket.socket(fileno=os.dup(self._raw.pgconn.socket))
+                with copy:
+                    copy.shutdown(socket.SHUT_RDWR)
+
+    def _execute(
+        self, sql: str, args: Sequence[Any], timeout_s: float | None, *, committing: bool
+    ) -> list[tuple[Any, ...]]:
+        raw, cursor = self._raw, self._cursor
+        if self.closed:
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        raw.deadline = None if timeout_s is None else monotonic() + timeout_s
+        self._doubtful = None
+        try:
+            cursor.execute(sql, args, binary=True)
+            rows = cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise self._translate(error, timeout_s, committing) from error
+        finally:
+            # Whatever interrupted it (the deadline, Ctrl-C): a half-read answer makes the session useless.
+            if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.abort()
+                raw.close()
+        if committing and self._doubtful is not None:
+            raise outcome.connection_lost(self._doubtful, committing=True, where=self.dsn_for_display)
+        return rows
+
+    def _translate(self, error: psycopg.Error, timeout_s: float | None, committing: bool) -> LogstoreError:
+        where = self.dsn_for_display
+        if isinstance(error, psycopg.errors._WaitTimeout):
+            return outcome.timed_out(timeout_s or 0, committing=committing, where=where)
+        if error.sqlstate:
+            diag = error.diag
+            return outcome.refused(
+                error.sqlstate,
+                diag.message_primary or str(error),
+                diag.message_detail,
+                diag.message_hint,
+                committing=committing,
+                where=where,
+            )
+        if isinstance(error, psycopg.DataError | psycopg.ProgrammingError):  # raised before anything was sent
+            return InvalidArgumentError(str(error))
+        if self._raw.pgconn.status == ConnStatus.BAD or isinstance(error, psycopg.OperationalError):
+            return outcome.connection_lost(str(error), committing=committing, where=where)
+        return InvalidArgumentError(str(error))
+
+    def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if outcome.cut_short(diagnostic.sqlstate):
+            self._doubtful = diagnostic.message_primary or ""
+
+    def _on_notify(self, notification: psycopg.Notify) -> None:
+        self._payloads.append(notification.payload)

@@ -1,0 +1,108 @@
+"""Write ``logstore/_sync`` from ``logstore/_async``: ``python tools/unasync.py`` (``--check``: only compare).
+
+Every module but the two hand-written twins (``driver.py`` and ``concurrency.py``) is rewritten word by word
+with the table below, then formatted.  A rule that nothing uses is an error, so that the table cannot rot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "logstore" / "_async"
+TARGET = ROOT / "logstore" / "_sync"
+BY_HAND = {"__init__.py", "concurrency.py", "driver.py"}
+
+RULES: list[tuple[str, str]] = [
+    (r"\basync (def|with|for)\b", r"\1"),
+    (r"\bawait ", ""),
+    (r"\bAsync(Producer|Consumer|Admin)\b", r"\1"),
+    (r"\blogstore\._async\b", "logstore._sync"),
+    (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
+    (r"\bStopAsyncIteration\b", "StopIteration"),
+    (r"\bAsyncIterator\b", "Iterator"),
+    (r"\basynccontextmanager\b", "contextmanager"),
+]
+
+HEADER = "# Generated from logstore/_async/{name} by tools/unasync.py; edit that file.\n"
+
+
+def translate(text: str, used: set[str]) -> str:
+    """``text`` in the other colour; the patterns that changed something are added to ``used``."""
+    for pattern, replacement in RULES:
+        text, count = re.subn(pattern, replacement, text)
+        if count:
+            used.add(pattern)
+    return text
+
+
+def tidy(text: str, path: Path) -> str:
+    """Sorted and wrapped as ruff wants it: shorter words make shorter lines."""
+    ruff = (sys.executable, "-m", "ruff")
+    for command in (
+        (*ruff, "check", "--quiet", "--fix-only", "--select", "I", "--stdin-filename", str(path), "-"),
+        (*ruff, "format", "--quiet", "--stdin-filename", str(path), "-"),
+    ):
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=ROOT)
+        text = done.stdout
+    return text
+
+
+def generate() -> dict[Path, str]:
+    """Every generated module and its text.  Raises ValueError when a rule of the table is not used."""
+    used: set[str] = set()
+    files: dict[Path, str] = {}
+    for source in sorted(SOURCE.glob("*.py")):
+        if source.name not in BY_HAND:
+            target = TARGET / source.name
+            text = translate(source.read_text(encoding="utf-8"), used)
+            files[target] = tidy(HEADER.format(name=source.name) + text, target)
+    unused = [pattern for pattern, _ in RULES if pattern not in used]
+    if unused:
+        raise ValueError(f"rules that nothing uses: {unused}")
+    return files
+
+
+def stale(files: dict[Path, str]) -> list[str]:
+    """How the folder differs from ``files``, as diff lines; empty when it does not."""
+    lines: list[str] = []
+    for path, text in files.items():
+        have = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines += difflib.unified_diff(
+            have.splitlines(), text.splitlines(), str(path), "generated", lineterm=""
+        )
+    known = {path.name for path in files} | BY_HAND
+    lines += [
+        f"{path}: nothing generates it" for path in sorted(TARGET.glob("*.py")) if path.name not in known
+    ]
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Generate logstore/_sync from logstore/_async.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when something would change"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        files = generate()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    difference = stale(files)
+    if options.check:
+        print("\n".join(difference), end="\n" if difference else "")
+        return 1 if difference else 0
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
