@@ -1,0 +1,64 @@
+"""How long a reader that has caught up waits before it looks again.
+
+Where the server can wake it (LISTEN), a reader sleeps until it is woken, and looks by itself only to make up
+for a wake-up that was lost.  While records keep coming, looking once a millisecond costs less than being
+woken for each of them.  Where the server cannot wake it (a follower, a pooler), it looks ever less often.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+__all__ = ["Pace", "Pause", "Way"]
+
+BUSY_S: Final = 0.02
+"""Records that came in two looks within this time mean that more are about to come."""
+BUSY_PAUSE_S: Final = 0.001
+SHORTEST_S: Final = 0.005
+"""The first pause of a reader that nobody wakes; it doubles up to the longest."""
+LONGEST_S: Final = 1.0
+UNDISTURBED_S: Final = 1.05
+"""A reader that is woken looks by itself this often: less than one query a second, whatever a query takes."""
+
+
+class Way(Enum):
+    """How to wait."""
+
+    PAUSE = "pause"
+    """Just wait."""
+    WAKE = "wake"
+    """Wait to be woken: announce it, look once more, then wait for a notification."""
+
+
+class Pause(NamedTuple):
+    way: Way
+    seconds: float
+    """At most this long."""
+
+
+class Pace:
+    """``woken``: the server can wake this reader.  All times are seconds of a monotonic clock."""
+
+    def __init__(self, *, woken: bool) -> None:
+        self._woken = woken
+        self._found = self._found_before = float("-inf")
+        self._next_s = SHORTEST_S
+
+    def found(self, now: float) -> None:
+        """A look brought records."""
+        self._found_before, self._found = self._found, now
+        self._next_s = SHORTEST_S
+
+    def pause(self, now: float, look_s: float = 0.0) -> Pause:
+        """A look brought nothing: how to wait for the next one.
+
+        ``look_s`` is what that look took: at least as long is waited, so that a reader of very many
+        partitions does not keep the server busy with looking.
+        """
+        if self._woken:
+            if now - self._found_before <= BUSY_S:
+                return Pause(Way.PAUSE, max(BUSY_PAUSE_S, look_s))
+            return Pause(Way.WAKE, UNDISTURBED_S)
+        seconds, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
+        return Pause(Way.PAUSE, max(seconds, look_s))

@@ -1,0 +1,503 @@
+"""What a consumer reads and how far it has come: positions, pauses, resets, buffered batches, fairness.
+
+Pure: nothing here waits, sends or locks.  The shell asks what to send (:meth:`Subscription.next_fetch`,
+:meth:`Subscription.pending_resets`), brings what came back (:meth:`Subscription.fetched`,
+:meth:`Subscription.offsets_listed`) and hands out records (:meth:`Subscription.take`).  Every answer is
+checked against what has happened meanwhile: an answer to a question that a ``seek`` has overtaken is dropped.
+
+Who decides which partitions are read is not this module's business: :meth:`Subscription.assign` takes the
+list, from the user, from the metadata of the subscribed topics, or from whatever coordinates a group.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from logstore._core.calls import LATEST, FetchRow, ListedOffset
+from logstore._core.fetched import DecodedBatch, Deserializers, FetchedBatch, HandedOut
+from logstore._core.reset import ResetPolicy
+from logstore.errors import (
+    IllegalStateError,
+    InvalidArgumentError,
+    LogstoreError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
+from logstore.records import ConsumerRecord, TopicPartition
+
+__all__ = ["FetchRequest", "OffsetsRequest", "PartitionState", "Subscription"]
+
+READ_AHEAD: Final = 2
+"""Fetches kept per partition: the one being handed out and the next."""
+
+
+class PartitionState:
+    """One assigned partition."""
+
+    __slots__ = (
+        "batches",
+        "error",
+        "fetch_offset",
+        "fetches",
+        "high_watermark",
+        "log_start",
+        "paused",
+        "ready",
+        "reset",
+        "topic_id",
+        "tp",
+    )
+
+    def __init__(self, tp: TopicPartition, topic_id: int, reset: int | None) -> None:
+        self.tp = tp
+        self.topic_id = topic_id
+        self.reset = reset
+        """What to ask ``list_offsets`` for; None: what the reset policy says.  Counts while ``fetch_offset``
+        is None.
+        """
+        self.fetch_offset: int | None = None
+        """Where the next fetch begins: behind everything in ``batches``.  None: not known, has to be reset.
+        """
+        self.batches: deque[FetchedBatch | DecodedBatch] = deque()
+        self.fetches: deque[int] = deque()
+        """For each fetch that ``batches`` came from, the offset at which it ends."""
+        self.paused = False
+        self.ready = False
+        """It is in the queue of those that have records."""
+        self.error: LogstoreError | None = None
+        """Raised to the user when the buffered records are used up."""
+        self.log_start: int | None = None
+        self.high_watermark: int | None = None
+
+    @property
+    def position(self) -> int | None:
+        return self.batches[0].next_offset if self.batches else self.fetch_offset
+
+    def move(self, offset: int | None, reset: int | None = None) -> int:
+        """Goes to ``offset`` (None: to be reset); the size of the buffered batches that this threw away."""
+        dropped = sum(batch.size for batch in self.batches)
+        self.batches.clear()
+        self.fetches.clear()
+        self.error = None
+        self.fetch_offset = offset
+        self.reset = reset
+        return dropped
+
+
+class FetchRequest(NamedTuple):
+    """Partitions to fetch from, in the order in which they are to be served."""
+
+    states: Sequence[PartitionState]
+    topic_ids: Sequence[int]
+    partitions: Sequence[int]
+    offsets: Sequence[int]
+
+
+class OffsetsRequest(NamedTuple):
+    """Partitions without a position, and what to ask ``list_offsets`` for."""
+
+    states: Sequence[PartitionState]
+    topic_ids: Sequence[int]
+    partitions: Sequence[int]
+    specs: Sequence[int]
+
+
+class Subscription:
+    """The state of one consumer.
+
+    ``max_buffered`` is the number of bytes of keys and values above which nothing more is fetched ahead.
+    """
+
+    def __init__(
+        self,
+        policy: ResetPolicy,
+        deserializers: Deserializers | None = None,
+        *,
+        max_buffered: int = 52_428_800,
+    ) -> None:
+        self._policy = policy
+        self._deserializers = deserializers or Deserializers()
+        self._max_buffered = max_buffered
+        self._buffered = 0
+        # In the order in which the next fetch serves them: whoever got records goes to the end.
+        self._states: dict[TopicPartition, PartitionState] = {}
+        # Those with buffered batches, in the order in which take() serves them.
+        self._queue: deque[PartitionState] = deque()
+        self._handed_out: HandedOut | None = None
+
+    # -- the assignment --------------------------------------------------------------------------------------
+
+    @property
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._states)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of keys and values that have been fetched and not handed out."""
+        return self._buffered
+
+    def topic_ids(self) -> list[int]:
+        """The topics that are read, without the paused partitions; ascending."""
+        return sorted({state.topic_id for state in self._states.values() if not state.paused})
+
+    def assign(self, partitions: Mapping[TopicPartition, int], start: int | None = None) -> None:
+        """Read exactly ``partitions`` (with the ids of their topics).
+
+        Those that were assigned before keep position, pause and buffered records, unless their topic is
+        another one now.  New ones begin where ``start`` says (a ``list_offsets`` spec), by default where the
+        reset policy says.
+        """
+        self._take_back()
+        before = self._states
+        self._states = {}
+        for tp, topic_id in partitions.items():
+            state = before.pop(tp, None)
+            if state is None or state.topic_id != topic_id:
+                if state is not None:
+                    before[tp] = state
+                state = PartitionState(tp, topic_id, start)
+            self._states[tp] = state
+        for state in before.values():
+            self._buffered -= state.move(None)
+
+    def _state(self, tp: TopicPartition) -> PartitionState:
+        try:
+            return self._states[tp]
+        except KeyError:
+            raise IllegalStateError(
+                f"Partition {tp.partition} of topic {tp.topic!r} is not assigned to this consumer.",
+                details={"topic": tp.topic, "partition": tp.partition},
+            ) from None
+
+    def _chosen(self, tps: Iterable[TopicPartition]) -> list[PartitionState]:
+        """The states of ``tps``; of all partitions when there are none.  All are looked up before one is
+        touched.
+        """
+        return [self._state(TopicPartition(*tp)) for tp in tps] or list(self._states.values())
+
+    # -- positions -------------------------------------------------------------------------------------------
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """The next record of ``tp`` is the one at ``offset``, or the first after it."""
+        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+            raise InvalidArgumentError(f"An offset is an integer from 0, not {offset!r}.")
+        state = self._state(tp)
+        self._take_back()
+        self._buffered -= state.move(offset)
+
+    def seek_to(self, tps: Iterable[TopicPartition], spec: int) -> None:
+        """The next record of each is what ``spec`` (of ``list_offsets``) says when it is asked for; none:
+        all.
+        """
+        states = self._chosen(tps)
+        self._take_back()
+        for state in states:
+            self._buffered -= state.move(None, spec)
+
+    def position(self, tp: TopicPartition) -> int | None:
+        """The offset of the next record that the user gets; None: not known yet."""
+        state = self._state(tp)
+        handed_out = self._handed_out
+        if handed_out is not None and handed_out.tp == tp:
+            return handed_out.next_offset
+        return state.position
+
+    def high_watermark(self, tp: TopicPartition) -> int | None:
+        """The end of the partition's log as of the last fetch; None: nothing fetched yet."""
+        return self._state(tp).high_watermark
+
+    def pause(self, tps: Iterable[TopicPartition]) -> None:
+        """Hand out nothing of these until :meth:`resume`; their position stays."""
+        states = self._chosen(tps)
+        self._take_back()
+        for state in states:
+            state.paused = True
+
+    def resume(self, tps: Iterable[TopicPartition]) -> None:
+        for state in self._chosen(tps):
+            state.paused = False
+
+    def paused(self) -> frozenset[TopicPartition]:
+        return frozenset(tp for tp, state in self._states.items() if state.paused)
+
+    # -- resets ----------------------------------------------------------------------------------------------
+
+    def pending_resets(self, now_ms: int) -> OffsetsRequest | None:
+        """The partitions whose position has to be looked up; None: there are none.
+
+        ``now_ms``: milliseconds since the epoch.  A partition without a reset policy gets its error here.
+        """
+        states: list[PartitionState] = []
+        specs: list[int] = []
+        for state in self._states.values():
+            if state.fetch_offset is not None or state.error is not None:
+                continue
+            spec = self._policy.spec(now_ms) if state.reset is None else state.reset
+            if spec is None:
+                self._fail(
+                    state,
+                    NoOffsetForPartitionError(
+                        f"There is no position for partition {state.tp.partition} of topic "
+                        f'{state.tp.topic!r}, and auto_offset_reset is "none".',
+                        details={"topic": state.tp.topic, "partition": state.tp.partition},
+                    ),
+                )
+                continue
+            state.reset = spec
+            states.append(state)
+            specs.append(spec)
+        if not states:
+            return None
+        return OffsetsRequest(
+            states, [state.topic_id for state in states], [state.tp.partition for state in states], specs
+        )
+
+    def offsets_listed(self, request: OffsetsRequest, rows: Sequence[ListedOffset]) -> None:
+        """The answer to :meth:`pending_resets`."""
+        for row in rows:
+            state, spec = request.states[row.idx - 1], request.specs[row.idx - 1]
+            if state.fetch_offset is not None or state.reset != spec:
+                continue  # a seek has overtaken the question
+            if row.offset is None:
+                state.reset = LATEST  # no record is that young: begin with the next one
+            else:
+                state.fetch_offset = row.offset
+                state.reset = None
+
+    def topic_is_gone(self, topic: str) -> None:
+        """Tells the user, once, that ``topic`` does not exist any more."""
+        for state in self._states.values():
+            if state.tp.topic == topic:
+                self._fail(state, _gone(state.tp))
+
+    # -- fetching --------------------------------------------------------------------------------------------
+
+    def next_fetch(self) -> FetchRequest | None:
+        """What to fetch now; None: enough is buffered, or nothing is readable."""
+        if self._buffered >= self._max_buffered:
+            return None
+        states = [
+            state
+            for state in self._states.values()
+            if state.fetch_offset is not None
+            and not state.paused
+            and state.error is None
+            and len(state.fetches) < READ_AHEAD
+        ]
+        if not states:
+            return None
+        return FetchRequest(
+            states,
+            [state.topic_id for state in states],
+            [state.tp.partition for state in states],
+            [state.fetch_offset or 0 for state in states],
+        )
+
+    def fetched(self, request: FetchRequest, rows: Sequence[FetchRow], *, follower: bool = False) -> bool:
+        """The answer to :meth:`next_fetch`; whether it brought records.
+
+        ``follower``: a position beyond the end of the log is one that this server has not replayed yet, not
+        one that is out of range.
+        """
+        found = False
+        state: PartitionState | None = None
+        first = True
+        for row in rows:
+            if row.base_offset is None:
+                state = self._current(request, row.idx - 1)
+                first = True
+                if state is not None and not self._watermarks(state, row, follower):
+                    state = None
+            elif state is not None and self._batch(state, row, first):
+                first = False
+                found = True
+        return found
+
+    def _current(self, request: FetchRequest, ordinal: int) -> PartitionState | None:
+        """The state that was asked for, unless it has been moved or unassigned since."""
+        state = request.states[ordinal]
+        same = self._states.get(state.tp) is state and state.fetch_offset == request.offsets[ordinal]
+        return state if same else None
+
+    def _watermarks(self, state: PartitionState, row: FetchRow, follower: bool) -> bool:
+        """Notes where the log begins and ends; whether the batches that follow are wanted."""
+        offset = state.fetch_offset
+        assert offset is not None
+        if row.log_start is None or row.high_watermark is None:
+            self._fail(state, _gone(state.tp))
+            return False
+        state.log_start = row.log_start
+        state.high_watermark = row.high_watermark
+        if row.log_start <= offset <= row.high_watermark:
+            return True
+        if follower and offset > row.high_watermark:
+            return False
+        if self._policy.spec(0) is None:
+            self._fail(
+                state,
+                OffsetOutOfRangeError(
+                    f"Offset {offset} of partition {state.tp.partition} of topic {state.tp.topic!r} is "
+                    f"not in the log, which goes from {row.log_start} to {row.high_watermark}.",
+                    advice='seek() into this range, or set auto_offset_reset to "earliest" or "latest".',
+                    details={
+                        "topic": state.tp.topic,
+                        "partition": state.tp.partition,
+                        "offset": offset,
+                        "log_start": row.log_start,
+                        "high_watermark": row.high_watermark,
+                    },
+                ),
+            )
+        else:
+            # What is buffered was in the log when it was read: it is handed out, then the new position
+            # counts.
+            state.fetch_offset = None
+            state.reset = None
+        return False
+
+    def _batch(self, state: PartitionState, row: FetchRow, first: bool) -> bool:
+        """Buffers one batch, the ``first`` of this fetch or not; whether it holds a record at or after the
+        position.
+        """
+        offset = state.fetch_offset
+        assert offset is not None
+        end = row.last_offset + 1
+        if end <= offset:
+            return False
+        batch = FetchedBatch(state.tp, row, offset)
+        state.fetch_offset = end
+        if not batch.remaining:
+            return False  # compaction has left nothing there
+        if first:
+            state.fetches.append(end)
+            self._states[state.tp] = self._states.pop(state.tp)  # the next fetch serves the others first
+        else:
+            state.fetches[-1] = end
+        state.batches.append(batch)
+        self._buffered += batch.size
+        self._enqueue(state)
+        return True
+
+    def _fail(self, state: PartitionState, error: LogstoreError) -> None:
+        state.error = error
+        self._enqueue(state)
+
+    def _enqueue(self, state: PartitionState) -> None:
+        if not state.ready:
+            state.ready = True
+            self._queue.append(state)
+
+    # -- handing out -----------------------------------------------------------------------------------------
+
+    @property
+    def has_records(self) -> bool:
+        """Whether :meth:`take` would hand something out, or raise."""
+        return any(not state.paused and self._has_something(state) for state in self._queue) or (
+            self._handed_out is not None and self._handed_out.left > 0
+        )
+
+    def _has_something(self, state: PartitionState) -> bool:
+        assigned = self._states.get(state.tp) is state
+        return assigned and (bool(state.batches) or state.error is not None)
+
+    def take(
+        self, count: int, only: Iterable[TopicPartition] = ()
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """The next records, ``count`` at most, by partition; their positions move past them.
+
+        Partitions take turns: whichever was served goes to the end of the queue.  What went wrong with a
+        partition is raised when there is nothing to hand out before it.  ``only``: from these partitions, if
+        there are any.
+        """
+        self._take_back()
+        chosen = frozenset(TopicPartition(*tp) for tp in only)
+        taken: dict[TopicPartition, list[ConsumerRecord]] = {}
+        for state in self._turns():
+            if chosen and state.tp not in chosen:
+                self._enqueue(state)
+                continue
+            if taken and not state.batches:
+                self._enqueue(state)
+                continue  # its error waits until nothing comes before it
+            try:
+                records = self._take_from(state, count)
+            except LogstoreError:
+                if not taken:
+                    raise
+                continue
+            if records:
+                taken[state.tp] = records
+                count -= len(records)
+                if count <= 0:
+                    break
+        return taken
+
+    def hand_out(self, count: int) -> Iterator[ConsumerRecord] | None:
+        """Some records of one partition, ``count`` at most, to iterate over; None: there are none.
+
+        The position follows the iteration.  Anything that touches positions ends it: what it has not come to
+        is then handed out next, or forgotten with a :meth:`seek`.
+        """
+        self._take_back()
+        for state in self._turns():
+            records = self._take_from(state, count)
+            position = state.position
+            if records and position is not None:
+                self._handed_out = HandedOut(state.tp, records, position)
+                return self._handed_out.iterator
+        return None
+
+    def _turns(self) -> Iterator[PartitionState]:
+        """The partitions with something to hand out, each once, taken from the queue."""
+        for _ in range(len(self._queue)):
+            state = self._queue.popleft()
+            state.ready = False
+            if state.paused and self._has_something(state):
+                self._enqueue(state)
+            elif self._has_something(state):
+                yield state
+
+    def _take_from(self, state: PartitionState, count: int) -> list[ConsumerRecord]:
+        records: list[ConsumerRecord] = []
+        batches = state.batches
+        try:
+            if not batches and state.error is not None:
+                error, state.error = state.error, None
+                raise error
+            while batches and len(records) < count:
+                batch = batches[0]
+                try:
+                    taken = batch.take(count - len(records), self._deserializers)
+                except LogstoreError:
+                    if records:
+                        break  # raised by the next call, when nothing comes before it
+                    raise
+                records = records + taken if records else taken
+                if not batch.remaining:
+                    self._buffered -= batch.size
+                    end = batch.next_offset
+                    batches.popleft()
+                    while state.fetches and state.fetches[0] <= end:
+                        state.fetches.popleft()
+        finally:
+            if self._has_something(state):
+                self._enqueue(state)
+        return records
+
+    def _take_back(self) -> None:
+        handed_out, self._handed_out = self._handed_out, None
+        rest = handed_out.take_back() if handed_out is not None else None
+        state = self._states.get(rest.tp) if rest is not None else None
+        if rest is not None and state is not None:
+            state.batches.appendleft(rest)
+            self._enqueue(state)
+
+
+def _gone(tp: TopicPartition) -> UnknownTopicOrPartitionError:
+    return UnknownTopicOrPartitionError(
+        f"Partition {tp.partition} of topic {tp.topic!r} does not exist any more.",
+        details={"topic": tp.topic, "partition": tp.partition},
+    )

@@ -1,0 +1,46 @@
+"""A reader that has caught up looks often while records come and hardly at all while none do."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logstore._core.pace import BUSY_S, LONGEST_S, SHORTEST_S, Pace, Way
+
+
+def test_reader_that_is_woken_sleeps_until_then() -> None:
+    pause = Pace(woken=True).pause(0.0)
+    assert pause.way is Way.WAKE
+    assert pause.seconds > 1.0  # less than one query a second
+
+
+def test_one_record_is_no_reason_to_look_often() -> None:
+    pace = Pace(woken=True)
+    pace.found(1.0)
+    assert pace.pause(1.0).way is Way.WAKE
+
+
+def test_records_that_keep_coming_are_looked_for_each_millisecond() -> None:
+    pace = Pace(woken=True)
+    pace.found(1.0)
+    pace.found(1.001)
+    assert pace.pause(1.002) == (Way.PAUSE, 0.001)
+    assert pace.pause(1.0 + BUSY_S + 0.002).way is Way.WAKE
+
+
+def test_looking_never_takes_more_than_half_of_the_time() -> None:
+    pace = Pace(woken=True)
+    pace.found(1.0)
+    pace.found(1.001)
+    assert pace.pause(1.002, look_s=0.5).seconds == 0.5
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_nobody_wakes_it(found: list[bool]) -> None:
+    pace = Pace(woken=False)
+    expected = SHORTEST_S
+    for number, records in enumerate(found):
+        if records:
+            pace.found(float(number))
+            expected = SHORTEST_S
+        else:
+            assert pace.pause(float(number)) == (Way.PAUSE, expected)
+            expected = min(2 * expected, LONGEST_S)
