@@ -1,0 +1,34 @@
+"""What a supervisor is told on its command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["Orders"]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the supervisor is told at its start."""
+
+    home: str
+    settings: dict[str, str] = field(default_factory=dict)
+    idle_s: float = 30.0
+    """Seconds without users after which the server is stopped."""
+    throw_away: bool = False
+    """Remove the home directory at the end."""
+    programs: str = ""
+    """The directory of PostgreSQL's programs; default: looked for."""
+    namespaces: bool = True
+    """Use a user namespace where we are root and the system allows one."""
+    guard: bool = sys.platform != "linux"
+    """Let a second process stop the server if the supervisor dies."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> Orders:
+        return cls(**json.loads(text))

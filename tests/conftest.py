@@ -1,0 +1,104 @@
+"""Servers and databases for tests.
+
+``server`` is the one that ``--postgres`` chooses: ``embedded`` (default), ``dsn`` (the server that
+LOGSTORE_TEST_DSN names; default when it is set) or ``docker`` (an image, LOGSTORE_TEST_IMAGE, run by
+testcontainers).  ``database`` is a fresh database with the schema in it.  A test marked ``every_server``
+gets one on each kind of server that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import servers
+from tests.support.pgbouncer import pgbouncer
+from tests.support.servers import Server
+
+POSTGRES15 = Path("/usr/lib/postgresql/15/bin")
+KINDS = ("postgres", "postgres15", "pgbouncer")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres",
+        choices=("embedded", "dsn", "docker"),
+        default="dsn" if os.environ.get("LOGSTORE_TEST_DSN") else "embedded",
+        help="the server to test on (default: LOGSTORE_TEST_DSN if set, else the embedded one)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_server"):
+        metafunc.parametrize("database", KINDS, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server that --postgres chooses."""
+    kind = request.config.getoption("--postgres")
+    if kind == "embedded":
+        with servers.embedded() as found:
+            yield found
+    elif kind == "dsn":
+        dsn = os.environ.get("LOGSTORE_TEST_DSN")
+        if not dsn:
+            pytest.fail("--postgres=dsn needs LOGSTORE_TEST_DSN")
+        with servers.named(dsn) as found:
+            yield found
+    else:
+        with servers.container(os.environ.get("LOGSTORE_TEST_IMAGE", "postgres:18")) as found:
+            yield found
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[Server]:
+    """The oldest server we support, from Debian's package."""
+    if not (POSTGRES15 / "initdb").exists():
+        pytest.skip("PostgreSQL 15 is not installed (Debian: postgresql-15)")
+    with servers.embedded(POSTGRES15) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def pooled(server: Server) -> Iterator[Server]:
+    """``server`` behind PgBouncer in transaction mode."""
+    with pgbouncer(server) as found:
+        yield found
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The DSN of a fresh database with the schema in it."""
+    kind = getattr(request, "param", "postgres")
+    name = {"postgres": "server", "postgres15": "postgres15", "pgbouncer": "pooled"}[kind]
+    yield from _fresh(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    """The DSN of a fresh database with nothing in it."""
+    yield from _fresh(server, migrated=False)
+
+
+@pytest.fixture
+def postgres15_database(postgres15: Server) -> Iterator[str]:
+    """The DSN of a fresh database with the schema in it, on PostgreSQL 15."""
+    yield from _fresh(postgres15)
+
+
+@pytest.fixture
+def pgbouncer_dsn(pooled: Server) -> Iterator[str]:
+    """The DSN of a fresh database with the schema in it, behind PgBouncer in transaction mode."""
+    yield from _fresh(pooled)
+
+
+def _fresh(server: Server, *, migrated: bool = True) -> Iterator[str]:
+    dsn = server.create(migrated=migrated)
+    try:
+        yield dsn
+    finally:
+        server.drop(dsn)

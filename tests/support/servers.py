@@ -1,0 +1,116 @@
+"""Servers for tests: the embedded one, one that a DSN names, one in a container; databases on them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from logstore import migrations
+from logstore.embedded import EmbeddedServer
+
+PREFIX: Final = "logstore-test-"
+SETTINGS: Final = {
+    # Tests do not crash the machine.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "min_wal_size": "80MB",
+}
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Server:
+    """A server that databases can be made on."""
+
+    dsn: str
+    """Of a role that may create databases, and need not be a superuser; a URI."""
+    superuser_dsn: str | None = None
+    _template: str = field(default="", init=False)
+
+    def database(self, name: str) -> str:
+        """The DSN of database ``name``."""
+        return urlunsplit(urlsplit(self.dsn)._replace(path=f"/{name}"))
+
+    def create(self, *, migrated: bool = True) -> str:
+        """Make a database, with the schema in it or empty; answer its DSN."""
+        if migrated and not self._template:
+            template = f"logstore_template_{os.getpid()}"
+            self._execute("CREATE DATABASE {}", template)
+            migrations.upgrade(self.database(template))
+            self._template = template
+        name = f"logstore_test_{os.getpid()}_{next(_numbers)}"
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, self._template if migrated else "template1")
+        return self.database(name)
+
+    def drop(self, dsn: str) -> None:
+        """Remove a database and whoever is connected to it."""
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", urlsplit(dsn).path[1:])
+
+    def close(self) -> None:
+        if self._template:
+            self.drop(self.database(self._template))
+
+    def _execute(self, text: str, *names: str) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL(text).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def embedded(programs: Path | None = None) -> Iterator[Server]:
+    """A server of its own in a temporary directory, which is gone afterwards, however this process ends."""
+    remove_leftovers()
+    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    server = EmbeddedServer(home, SETTINGS, idle_s=1, throw_away=True, programs=programs)
+    with server.start_or_join() as handle:
+        try:
+            yield Server(handle.dsn, handle.superuser_dsn)
+        finally:
+            server.stop()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named(dsn: str) -> Iterator[Server]:
+    """The server that ``dsn`` names; only databases made here are touched."""
+    server = Server(dsn)
+    with contextlib.closing(server):
+        yield server
+
+
+@contextlib.contextmanager
+def container(image: str) -> Iterator[Server]:
+    """A PostgreSQL in a container, by testcontainers."""
+    from testcontainers.community.postgres import PostgresContainer
+
+    with PostgresContainer(image, driver=None) as postgres:
+        superuser = postgres.get_connection_url()
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute(
+                "CREATE ROLE logstore LOGIN CREATEDB CREATEROLE PASSWORD 'logstore' IN ROLE pg_monitor"
+            )
+        parts = urlsplit(superuser)
+        owner = parts._replace(netloc=f"logstore:logstore@{parts.hostname}:{parts.port}", path="/postgres")
+        yield Server(urlunsplit(owner), superuser)
+
+
+def remove_leftovers() -> None:
+    """Remove the directories of test servers whose supervisor was killed before it could do so."""
+    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        lock = home / "supervisor.lock"
+        with contextlib.suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(home, ignore_errors=True)
