@@ -1,0 +1,68 @@
+# Everything here works from a fresh clone with CPython >= 3.11, its venv module, git and make; as root or not.
+# The first target that needs it makes .venv and installs what pyproject.toml names.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough and can make virtual environments; set PYTHON to choose another.
+PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { command -v "$$candidate"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: demo
+demo: $(VENV)/.runtime ## Run 10,000 real HTTP requests through a log, end to end
+	@$(BIN)/logstore demo $(ARGS)
+
+.PHONY: test
+test: check ## Everything that must hold: `make check`, then every test
+	$(PYTEST) $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## Style, types, layers and generated files; no tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/unasync.py --check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.dev ## Write the generated files and format everything
+	$(BIN)/python tools/unasync.py
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure, against the raw ceiling in the same run
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: test-docker
+test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/docker-image/test-docker $(ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'No Python >= 3.11 with the venv module was found (Debian: python3-venv); \
+	set PYTHON to one.' >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
