@@ -120,8 +120,8 @@ def _in_child(identity: Identity, action: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _prepare(identity: Identity, parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+def _prepare(identity: Identity, parent: int, bind: bool = True) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True) if bind and sys.platform == "linux" else None
 
     def prepare() -> None:
         identity.enter()
@@ -157,11 +157,19 @@ def run(
 
 
 def start(
-    identity: Identity, command: Sequence[str | Path], env: dict[str, str], *, cwd: Path, log: int, keep: int
+    identity: Identity,
+    command: Sequence[str | Path],
+    env: dict[str, str],
+    *,
+    cwd: Path,
+    log: int,
+    keep: int,
+    bind: bool,
 ) -> subprocess.Popen[bytes]:
     """Start a program that writes to descriptor ``log`` and inherits ``keep``.
 
-    On Linux the kernel stops it when this process dies.  Call from a process with one thread only.
+    With ``bind``, on Linux, the kernel stops it when this process dies.  Call from a process with one thread
+    only.
     """
     return subprocess.Popen(
         command,
@@ -172,5 +180,5 @@ def start(
         stderr=log,
         pass_fds=(keep,),
         start_new_session=True,
-        preexec_fn=_prepare(identity, os.getpid()),
+        preexec_fn=_prepare(identity, os.getpid(), bind),
     )

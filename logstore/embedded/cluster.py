@@ -46,6 +46,8 @@ class Cluster:
     namespaces: bool = True
     directory: str = ""
     """Where the programs are; default: looked for."""
+    bind: bool = True
+    """The kernel stops PostgreSQL when this process dies (Linux)."""
 
     def prepare(self) -> None:
         """Find the programs, choose who runs them and make the data directory where there is none."""
@@ -110,6 +112,7 @@ class Cluster:
                     cwd=Path("/"),
                     log=log,
                     keep=lock.fileno(),
+                    bind=self.bind,
                 )
             finally:
                 os.close(log)
@@ -138,13 +141,13 @@ class Cluster:
     def furnish(self) -> None:
         """Make the log's owner, who is no superuser, and its database, where they are missing."""
         with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
-            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
                 connection.execute(
                     sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE IN ROLE pg_monitor").format(
                         sql.Identifier(OWNER)
                     )
                 )
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(
                     sql.SQL("CREATE DATABASE {} OWNER {}").format(
                         sql.Identifier(DATABASE), sql.Identifier(OWNER)
@@ -261,8 +264,8 @@ class Cluster:
             found = directory.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self.identity.uid):
                 raise EmbeddedServerError(
-                    f"The path of {self.home.path} is too long for a socket, and {directory}, the place "
-                    "for it then, belongs to somebody else.",
+                    f"The path of {self.home.path} is too long for a socket, and {directory}, the "
+                    "place for it then, belongs to somebody else.",
                     advice="Set LOGSTORE_HOME to a shorter path.",
                 )
             directory.chmod(0o700)
@@ -272,14 +275,17 @@ class Cluster:
         return directory
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove a postmaster.pid that no server stands behind.
+        """Remove the lock files of a postmaster that is dead.
 
-        PostgreSQL does so itself unless the number in it has been given to another process since, as happens
-        after a crash of the machine.  A server that was not started by us is left to PostgreSQL's own checks.
+        PostgreSQL does so itself unless the number in them has been given to another process since, as
+        happens after a crash of the machine.  A server that was not started by us is left to PostgreSQL's own checks.
         """
         pid = self._recorded_pid()
-        if pid and not _serves(pid, self.data):
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
+        if pid and _serves(pid, self.data):
+            return
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            (self.sockets / name).unlink(missing_ok=True)
 
     def _recorded_pid(self) -> int:
         try:

@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -210,6 +211,19 @@ class Home:
         if said.phase in ("stopped", "failed") or self.alive():
             return said
         return replace(said, phase="stopped", supervisor_pid=0, postmaster_pid=0, started_at_ms=0)
+
+    def answers(self) -> bool:
+        """The server accepts connections: its supervisor says so, and its socket too."""
+        found = self.status()
+        if found.phase != "ready":
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(f"{found.socket_directory}/.s.PGSQL.5432")
+            except OSError:
+                return False
+        return True
 
     def write_status(self, status: ServerStatus) -> None:
         draft = self.status_file.with_suffix(".new")

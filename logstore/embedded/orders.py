@@ -25,6 +25,10 @@ class Orders:
     """Use a user namespace where we are root and the system allows one."""
     guard: bool = sys.platform != "linux"
     """Let a second process stop the server if the supervisor dies."""
+    bind: bool = sys.platform == "linux"
+    """Let the kernel do so."""
+    patience_s: float = 15.0
+    """Seconds that an orphaned server may take to stop by itself."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self))

@@ -157,9 +157,8 @@ class EmbeddedServer:
 
         For those who hold ``users.lock``.
         """
-        found = self.status()
-        if found.phase == "ready":
-            return found
+        if self.home.answers():
+            return self.status()
         deadline = time.monotonic() + timeout_s
         with Lock(self.home.starting) as starting:
             if not starting.wait(timeout_s):
@@ -171,13 +170,13 @@ class EmbeddedServer:
                 if left <= 0 or not wait_until(self._settled, left):
                     raise self._too_slow(timeout_s)
                 found = self.status()
-                if found.phase == "ready":
+                if found.phase == "ready" and self.home.answers():
                     return found
                 if found.phase == "failed":
                     raise EmbeddedServerError(found.message, advice=found.advice)
 
     def _settled(self) -> bool:
-        return self.status().phase in ("ready", "failed") or not self.home.alive()
+        return self.home.answers() or self.status().phase == "failed" or not self.home.alive()
 
     def _spawn(self) -> None:
         env = dict(os.environ)

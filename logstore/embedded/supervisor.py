@@ -34,8 +34,6 @@ __all__ = ["main"]
 log = logging.getLogger("logstore.embedded.supervisor")
 
 _TICK_S: Final = 1.0
-_PATIENCE_S: Final = 15.0
-"""How long an orphaned server may take to stop by itself."""
 _CRASHES: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
 
@@ -50,7 +48,9 @@ class Supervisor:
     def __init__(self, orders: Orders, lock: Lock) -> None:
         self.orders = orders
         self.home = Home(Path(orders.home))
-        self.cluster = Cluster(self.home, orders.settings, orders.namespaces, orders.programs)
+        self.cluster = Cluster(
+            self.home, orders.settings, orders.namespaces, orders.programs, bind=orders.bind
+        )
         self._lock = lock
         self._users = Lock(self.home.users)
         self._status = ServerStatus("starting", orders.home, supervisor_pid=os.getpid())
@@ -130,9 +130,9 @@ class Supervisor:
         while not self.cluster.start():
             self._say(phase, message="The previous server has not stopped yet.")
             waited = time.monotonic() - began
-            if waited > _PATIENCE_S:
+            if waited > self.orders.patience_s:
                 self.cluster.evict()
-            if waited > 3 * _PATIENCE_S:
+            if waited > self.orders.patience_s + 30:
                 raise EmbeddedServerError(
                     f"Processes of an earlier server work in {self.cluster.data} and cannot be stopped.",
                     advice=f"See {self.home.server_log}.",

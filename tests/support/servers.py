@@ -66,7 +66,7 @@ class Server:
 
     def _execute(self, text: str, *names: str) -> None:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(sql.SQL(text).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(text).format(*map(sql.Identifier, names)))
 
 
 @contextlib.contextmanager

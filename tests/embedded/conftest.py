@@ -1,0 +1,53 @@
+"""Homes for embedded servers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from logstore.embedded import EmbeddedServer
+from tests.support.servers import PREFIX, SETTINGS, remove_leftovers
+
+Make = Callable[..., EmbeddedServer]
+
+
+@pytest.fixture(scope="session")
+def data_directory() -> Iterator[Path]:
+    """A data directory to copy: making one takes longer than everything else a start does."""
+    remove_leftovers()
+    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    server = EmbeddedServer(home, SETTINGS, idle_s=60)
+    server.start_or_join().close()
+    server.stop()
+    yield home / "data"
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty directory with a path short enough for a socket."""
+    path = Path(tempfile.mkdtemp(prefix=PREFIX))
+    yield path
+    EmbeddedServer(path).stop()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def used_home(home: Path, data_directory: Path) -> Path:
+    """A home with a data directory in it."""
+    subprocess.run(["cp", "-R", "-p", data_directory, home / "data"], check=True)
+    return home
+
+
+@pytest.fixture
+def embedded_server(used_home: Path) -> EmbeddedServer:
+    """A server that is not running, with a data directory;
+
+    it stops ten seconds after its last user has gone.
+    """
+    return EmbeddedServer(used_home, SETTINGS, idle_s=10)

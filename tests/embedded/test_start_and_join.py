@@ -1,0 +1,155 @@
+"""One server for everybody, from the first user to the last."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from logstore.embedded import EmbeddedServer
+from logstore.errors import EmbeddedServerError
+from tests.support.programs import eventually, line_of, lives, program
+from tests.support.servers import SETTINGS
+
+USER = """
+    import sys
+    from pathlib import Path
+    from logstore.embedded import EmbeddedServer
+    import psycopg
+    with EmbeddedServer(Path(sys.argv[1]), {"fsync": "off"}, idle_s=10).start_or_join() as handle:
+        with psycopg.connect(handle.dsn) as connection:
+            connection.execute("SELECT 1")
+        print(handle.status.postmaster_pid, handle.status.supervisor_pid, flush=True)
+        sys.stdin.read()
+"""
+
+
+def ask(dsn: str, query: str) -> object:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_the_first_start_makes_everything(home: Path) -> None:
+    server = EmbeddedServer(home / "new" / "home", SETTINGS)
+    with server.start_or_join() as handle:
+        assert ask(handle.dsn, "SELECT current_database()") == "logstore"
+        assert ask(handle.dsn, "SELECT current_user") == "logstore"
+        assert ask(handle.dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is False
+        assert ask(handle.superuser_dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is True
+        assert server.dsn == handle.dsn
+        assert server.status().running
+    assert server.stop()
+
+
+def test_only_the_user_can_reach_it(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle:
+        assert ask(handle.dsn, "SHOW listen_addresses") == ""
+        for directory in (handle.status.data_directory, handle.status.socket_directory):
+            assert stat.S_IMODE(Path(directory).stat().st_mode) == 0o700
+        socket = Path(handle.status.socket_directory) / ".s.PGSQL.5432"
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+        assert socket.stat().st_uid == os.geteuid()
+
+
+def test_settings_reach_the_server_and_cannot_open_it(used_home: Path) -> None:
+    wanted = {**SETTINGS, "work_mem": "7MB", "listen_addresses": "*", "logstore.odd": "it's, \\ odd"}
+    with EmbeddedServer(used_home, wanted).start_or_join() as handle:
+        assert ask(handle.dsn, "SHOW work_mem") == "7MB"
+        assert ask(handle.dsn, "SHOW listen_addresses") == ""
+        assert ask(handle.dsn, "SHOW logstore.odd") == "it's, \\ odd"
+        assert ask(handle.dsn, "SHOW jit") == "off"
+        assert ask(handle.dsn, "SHOW autovacuum") == "on"
+
+
+def test_many_processes_start_at_once_and_share_one_server(home: Path) -> None:
+    with (
+        program(USER, home) as a,
+        program(USER, home) as b,
+        program(USER, home) as c,
+        program(USER, home) as d,
+    ):
+        answers = {line_of(user.stdout) for user in (a, b, c, d)}
+        assert len(answers) == 1
+        assert "" not in answers
+
+
+def test_joining_takes_no_new_server(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as first, embedded_server.start_or_join() as second:
+        assert first.status.postmaster_pid == second.status.postmaster_pid
+
+
+def test_stops_when_the_last_user_has_gone(used_home: Path) -> None:
+    server = EmbeddedServer(used_home, SETTINGS, idle_s=0)
+    first, second = server.start_or_join(), server.start_or_join()
+    first.close()
+    assert ask(second.dsn, "SELECT 1") == 1
+    second.close()
+    eventually(lambda: not server.home.alive(), "the supervisor has gone")
+    found = server.status()
+    assert (found.phase, found.deliberate) == ("stopped", False)
+    assert not lives(second.status.postmaster_pid)
+
+
+def test_whoever_comes_while_it_stops_for_want_of_users_gets_a_server(used_home: Path) -> None:
+    server = EmbeddedServer(used_home, SETTINGS, idle_s=0)
+    for _ in range(3):
+        with server.start_or_join() as handle:
+            assert ask(handle.dsn, "SELECT 1") == 1
+        eventually(lambda: server.status().phase != "ready", "it begins to stop")
+
+
+def test_records_outlive_the_server(embedded_server: EmbeddedServer) -> None:
+    with (
+        embedded_server.start_or_join() as handle,
+        psycopg.connect(handle.dsn, autocommit=True) as connection,
+    ):
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    assert embedded_server.stop()
+    with embedded_server.start_or_join() as handle:
+        assert ask(handle.dsn, "SELECT answer FROM kept") == 42
+
+
+def test_stop_is_final_for_those_who_used_it(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle:
+        assert embedded_server.stop()
+        assert not embedded_server.stop()
+        found = embedded_server.status()
+        assert (found.phase, found.deliberate) == ("stopped", True)
+        with pytest.raises(EmbeddedServerError, match="logstore down"):
+            handle.revive()
+        with pytest.raises(EmbeddedServerError, match="does not run"):
+            _ = embedded_server.dsn
+
+
+def test_a_throw_away_server_leaves_nothing(used_home: Path) -> None:
+    server = EmbeddedServer(used_home, SETTINGS, idle_s=0, throw_away=True)
+    server.start_or_join().close()
+    eventually(lambda: not used_home.exists(), "the directory is removed")
+
+
+def test_a_removed_directory_stops_the_server(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle:
+        embedded_server.home.users.unlink()
+        eventually(lambda: not lives(handle.status.postmaster_pid), "the server has stopped")
+
+
+def test_a_long_path_gets_a_socket_elsewhere(home: Path) -> None:
+    server = EmbeddedServer(home / ("long" * 30), SETTINGS)
+    with server.start_or_join() as handle:
+        assert ask(handle.dsn, "SELECT 1") == 1
+        assert handle.status.socket_directory.startswith("/tmp/logstore-")
+    assert server.stop()
+    Path(handle.status.socket_directory).rmdir()
+
+
+def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("LOGSTORE_HOME", str(home))
+    assert EmbeddedServer().home.path == home
+    monkeypatch.setenv("LOGSTORE_HOME", "")
+    monkeypatch.setenv("XDG_DATA_HOME", str(home))
+    assert EmbeddedServer().home.path.is_relative_to(home)
