@@ -1,0 +1,90 @@
+"""`python -m benchmarks`: run scenarios, print a Markdown table, keep JSON."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks import machine, report
+from benchmarks.bloat import bloat
+from benchmarks.fetch import fetch
+from benchmarks.figures import Section
+from benchmarks.growth import growth
+from benchmarks.latency import idle, latency
+from benchmarks.log import BenchServer, running_server
+from benchmarks.memory import memory
+from benchmarks.produce import produce
+
+_Scenario = Callable[[BenchServer, bool, int], Section]
+
+SCENARIOS: dict[str, _Scenario] = {
+    "produce": lambda server, quick, n: produce(
+        server, records=200_000 if quick else 1_000_000, repetitions=n
+    ),
+    "fetch": lambda server, quick, n: fetch(server, records=200_000 if quick else 1_000_000, repetitions=n),
+    "latency": lambda server, quick, n: latency(server, seconds=5 if quick else 20, repetitions=n),
+    "idle": lambda server, quick, n: idle(server, seconds=6 if quick else 30),
+    "growth": lambda server, quick, n: growth(
+        server,
+        retained=(0, 100_000, 1_000_000) if quick else (0, 1_000_000, 10_000_000),
+        topics=(1, 10, 100) if quick else (1, 100, 1000),
+        repetitions=n,
+    ),
+    "bloat": lambda server, quick, n: bloat(server, records=100_000 if quick else 1_000_000),
+    "memory": lambda server, quick, n: memory(server, records=1_000_000 if quick else 10_000_000),
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(SCENARIOS)))
+@click.option(
+    "--quick", is_flag=True, help="Smaller sizes: minutes, not a quarter of an hour; for a first look only."
+)
+@click.option(
+    "--repetitions", type=click.IntRange(1), help="Samples of each figure.  [default: 5, with --quick 3]"
+)
+@click.option(
+    "--dsn", help="A server to use; its account has to be a superuser.  [default: an embedded one, fsync on]"
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every sample to this file.")
+@click.option("--update", type=click.Path(exists=True, path_type=Path), help="Put the tables into this page.")
+def main(
+    names: tuple[str, ...],
+    quick: bool,
+    repetitions: int | None,
+    dsn: str | None,
+    json_file: Path | None,
+    update: Path | None,
+) -> None:
+    """Measure NAMES (default: all scenarios) and print the tables as Markdown.
+
+    Example: python -m benchmarks produce fetch --quick
+    """
+    progress = Console(stderr=True, highlight=False)
+    command = " ".join(["python -m benchmarks", *names, *(["--quick"] if quick else [])])
+    sections: list[Section] = []
+    facts: dict[str, Any] = {}
+    with running_server(dsn) as server:
+        facts = machine.describe(server.admin_dsn, server.directory)
+        for name in names or SCENARIOS:
+            progress.print(f"[bold]{name}[/bold]")
+            begin = time.monotonic()
+            sections.append(SCENARIOS[name](server, quick, repetitions or (3 if quick else 5)))
+            progress.print(f"  {time.monotonic() - begin:.0f} s")
+    text = report.as_markdown(facts, command, sections)
+    sys.stdout.write(text)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(report.as_json(facts, command, sections))
+    if update:
+        report.replace_between_markers(update, text)
+
+
+if __name__ == "__main__":
+    main()

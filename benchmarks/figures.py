@@ -1,0 +1,134 @@
+"""Samples, their medians, and the targets they are held against."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+
+__all__ = ["Figure", "Section", "Target", "interleave", "median_ratio", "percentile", "rate"]
+
+_console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One quantity, measured once per repetition."""
+
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the project promises about a quantity, and what came out."""
+
+    name: str
+    bound: float
+    direction: Literal[">=", "<="]
+    measured: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.bound if self.direction == ">=" else self.measured <= self.bound
+
+
+@dataclass
+class Section:
+    """The outcome of one scenario."""
+
+    name: str
+    setup: str
+    """What was done, in a sentence or two, with the sizes."""
+    figures: list[Figure] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def add(self, name: str, unit: str, samples: float | Sequence[float]) -> Figure:
+        figure = Figure(name, unit, tuple(samples) if isinstance(samples, Sequence) else (float(samples),))
+        self.figures.append(figure)
+        return figure
+
+    def at_least(self, name: str, bound: float, measured: float, unit: str) -> None:
+        self.targets.append(Target(name, bound, ">=", measured, unit))
+
+    def at_most(self, name: str, bound: float, measured: float, unit: str) -> None:
+        self.targets.append(Target(name, bound, "<=", measured, unit))
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "setup": self.setup,
+            "figures": [
+                {"name": figure.name, "unit": figure.unit, "median": figure.median, "samples": figure.samples}
+                for figure in self.figures
+            ],
+            "targets": [
+                {
+                    "name": target.name,
+                    "unit": target.unit,
+                    "bound": target.bound,
+                    "direction": target.direction,
+                    "measured": target.measured,
+                    "met": target.met,
+                }
+                for target in self.targets
+            ],
+        }
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    """Run ``work``, which handles ``count`` things, once; things a second.
+
+    Garbage of earlier work is collected first; the collector stays on, as it is for users.
+    """
+    gc.collect()
+    begin = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - begin)
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], float]],
+    repetitions: int,
+    *,
+    before: Callable[[], object] = lambda: None,
+    unit: str = "",
+) -> dict[str, list[float]]:
+    """Run every contestant in turn, ``repetitions`` times; the samples by name.
+
+    The order alternates from round to round, so that no contestant always runs in another's wake.  ``before``
+    runs ahead of every sample, outside of it.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    for repetition in range(repetitions):
+        order = list(contestants) if repetition % 2 == 0 else list(reversed(contestants))
+        for name in order:
+            before()
+            value = contestants[name]()
+            samples[name].append(value)
+            _console.print(f"  [dim]{repetition + 1}/{repetitions}[/dim] {name}: {value:,.4g} {unit}")
+    return samples
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The median of the ratios round by round: what was measured side by side is compared side by side."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Nearest rank: a value that was really seen."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

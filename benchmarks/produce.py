@@ -1,0 +1,148 @@
+"""How fast records go in: the client against bare SQL, COPY and the speed of Python itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+
+from logstore.config import ProducerConfig
+
+from benchmarks import ceilings
+from benchmarks.figures import Section, interleave, median_ratio, rate
+from benchmarks.log import BenchServer, create_topic
+from benchmarks.workload import PARTITIONS, Workload
+from logstore import AsyncProducer, Producer
+
+__all__ = ["produce"]
+
+_CHUNK = 10_000
+"""Records in one call of ``send_many``."""
+
+
+def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
+    """``send`` loop and ``send_many``, both colours, with the ceilings between them."""
+    dsn = server.fresh_log("bench_produce")
+    workload = Workload(records)
+    requests = workload.requests(ProducerConfig().batch_size)
+    bare = ceilings.BareTable(dsn, "bare_copy")
+    rows = bare.rows(workload)
+    numbers = count()
+
+    def fresh_topic() -> tuple[str, int]:
+        name = f"produce-{next(numbers)}"
+        return name, create_topic(dsn, name, PARTITIONS)
+
+    def client(work: Callable[[str, str, Workload], None]) -> float:
+        topic, _ = fresh_topic()
+        return rate(records, lambda: work(dsn, topic, workload))
+
+    def bare_append() -> float:
+        _, number = fresh_topic()
+        return rate(records, lambda: ceilings.append(dsn, number, requests))
+
+    def bare_append_encoded() -> float:
+        _, number = fresh_topic()
+        prepared = ceilings.encoded_requests(number, requests)
+        return rate(records, lambda: ceilings.append_encoded(dsn, prepared))
+
+    def copy(work: Callable[..., None], per_commit: int | None) -> float:
+        bare.truncate()
+        return rate(records, lambda: work(rows, per_commit))
+
+    samples = interleave(
+        {
+            "send": lambda: client(_send),
+            "async send": lambda: client(_async_send),
+            "send_many": lambda: client(_send_many),
+            "async send_many": lambda: client(_async_send_many),
+            "bare append": bare_append,
+            "bare append, encoded beforehand": bare_append_encoded,
+            "COPY": lambda: copy(bare.copy, None),
+            "COPY by 1,000": lambda: copy(bare.copy, 1000),
+            "asyncpg COPY": lambda: copy(bare.copy_asyncpg, None),
+            "asyncpg COPY by 1,000": lambda: copy(bare.copy_asyncpg, 1000),
+            "accumulate and promise": lambda: rate(
+                records, lambda: ceilings.accumulate_and_promise(workload)
+            ),
+        },
+        repetitions,
+        before=server.checkpoint,
+        unit="rec/s",
+    )
+    server.drop_log("bench_produce")
+
+    section = Section(
+        "Produce",
+        f"{records:,} records a sample, 16-byte keys, 100-byte values, {PARTITIONS} partitions, "
+        f"acks=1, durable, one client process; medians of {repetitions}. The bare append sends batches "
+        "as the client cuts them.",
+    )
+    labels = {
+        "send": "`Producer.send` in a loop, then `flush`",
+        "async send": "`AsyncProducer.send` in a loop, then `flush`",
+        "send_many": f"`Producer.send_many`, {_CHUNK:,} records a call",
+        "async send_many": f"`AsyncProducer.send_many`, {_CHUNK:,} records a call",
+        "bare append": "ceiling: `append()` by bare SQL, psycopg",
+        "bare append, encoded beforehand": "ceiling: the same, arrays encoded beforehand (server only)",
+        "COPY": "ceiling: psycopg binary COPY `write_row`, one transaction",
+        "COPY by 1,000": "ceiling: psycopg binary COPY `write_row`, a commit every 1,000 rows",
+        "asyncpg COPY": "ceiling: asyncpg `copy_records_to_table`, one transaction",
+        "asyncpg COPY by 1,000": "ceiling: asyncpg `copy_records_to_table`, a commit every 1,000 rows",
+        "accumulate and promise": "ceiling: accumulate and promise in Python, no server",
+    }
+    medians = {name: section.add(labels[name], "rec/s", values).median for name, values in samples.items()}
+    section.at_least("`send` loop", 350_000, medians["send"], "rec/s")
+    section.at_least(
+        "`send` loop ÷ psycopg COPY in one transaction",
+        1.2,
+        median_ratio(samples["send"], samples["COPY"]),
+        "x",
+    )
+    section.at_least("`send_many`", 700_000, medians["send_many"], "rec/s")
+    section.at_least(
+        "`send_many` ÷ bare append of the same batches",
+        0.7,
+        median_ratio(samples["send_many"], samples["bare append"]),
+        "x",
+    )
+    return section
+
+
+def _send(dsn: str, topic: str, workload: Workload) -> None:
+    with Producer(dsn, acks=1) as producer:
+        send = producer.send
+        for key, value in zip(workload.keys, workload.values, strict=True):
+            send(topic, value, key)
+        producer.flush()
+
+
+def _async_send(dsn: str, topic: str, workload: Workload) -> None:
+    async def run() -> None:
+        async with AsyncProducer(dsn, acks=1) as producer:
+            send = producer.send
+            for key, value in zip(workload.keys, workload.values, strict=True):
+                await send(topic, value, key)
+            await producer.flush()
+
+    asyncio.run(run())
+
+
+def _send_many(dsn: str, topic: str, workload: Workload) -> None:
+    keys, values = workload.keys, workload.values
+    with Producer(dsn, acks=1) as producer:
+        for place in range(0, len(values), _CHUNK):
+            producer.send_many(topic, values[place : place + _CHUNK], keys[place : place + _CHUNK])
+        producer.flush()
+
+
+def _async_send_many(dsn: str, topic: str, workload: Workload) -> None:
+    keys, values = workload.keys, workload.values
+
+    async def run() -> None:
+        async with AsyncProducer(dsn, acks=1) as producer:
+            for place in range(0, len(values), _CHUNK):
+                await producer.send_many(topic, values[place : place + _CHUNK], keys[place : place + _CHUNK])
+            await producer.flush()
+
+    asyncio.run(run())

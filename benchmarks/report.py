@@ -1,0 +1,93 @@
+"""Figures as text: Markdown for `docs/benchmarks.md`, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.figures import Section, Target
+
+__all__ = ["BEGIN", "END", "as_json", "as_markdown", "replace_between_markers"]
+
+BEGIN: Final = "<!-- figures: begin (written by `make bench`) -->"
+END: Final = "<!-- figures: end -->"
+
+
+def as_json(machine: dict[str, Any], command: str, sections: Sequence[Section]) -> str:
+    document = {
+        "command": command,
+        "machine": machine,
+        "sections": [section.document() for section in sections],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def as_markdown(machine: dict[str, Any], command: str, sections: Sequence[Section]) -> str:
+    lines = [f"Made by `{command}` on:", ""]
+    lines += [f"- {_words(name)}: {_fact(value)}" for name, value in machine.items()]
+    lines += [
+        "",
+        "## Targets",
+        "",
+        "| target | bound | measured | met |",
+        "|---|---:|---:|---|",
+    ]
+    for section in sections:
+        lines += [_target_row(target) for target in section.targets]
+    for section in sections:
+        lines += ["", f"## {section.name}", "", section.setup, ""]
+        lines += ["| what | median | from | to | unit |", "|---|---:|---:|---:|---|"]
+        for figure in section.figures:
+            low, high = min(figure.samples), max(figure.samples)
+            spread = (_number(low), _number(high)) if len(figure.samples) > 1 else ("", "")
+            lines.append(
+                f"| {figure.name} | {_number(figure.median)} | {spread[0]} | {spread[1]} | {figure.unit} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def replace_between_markers(page: Path, text: str) -> None:
+    """Put ``text`` between the markers of ``page``; the rest of the page is written by people."""
+    before, found, rest = page.read_text().partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise SystemExit(f"{page} lacks the markers {BEGIN} and {END}.")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def _target_row(target: Target) -> str:
+    sign = "≥" if target.direction == ">=" else "≤"
+    return (
+        f"| {target.name} | {sign} {_number(target.bound)} {target.unit} "
+        f"| {_number(target.measured)} {target.unit} | {'yes' if target.met else '**no**'} |"
+    )
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15 and abs(value) < 1000:
+        return str(int(value))
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    if abs(value) >= 1:
+        return f"{value:.2f}"
+    return f"{value:.3f}"
+
+
+def _words(name: str) -> str:
+    return {
+        "fsync_8k_ms": "fdatasync of 8 kB",
+        "memory_gib": "memory",
+        "postgresql": "server",
+        "file_system": "file system",
+        "python": "Python",
+    }.get(name, name)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"`{name}={setting}`" for name, setting in value.items())
+    return str(value)
