@@ -21,6 +21,8 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
+    "offload",
+    "offload",
     "sleep",
     "spawn",
     "start_at_once",
@@ -143,6 +145,11 @@ def spawn(run: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> Task:
     return Task(asyncio.get_running_loop().create_task(run(), name=name))
 
 
+async def offload(run: Callable[[], T]) -> T:
+    """Run something that blocks, without keeping the other tasks from running."""
+    return await asyncio.to_thread(run)
+
+
 async def sleep(seconds: float) -> None:
     """Do nothing for ``seconds``."""
     await asyncio.sleep(seconds)
@@ -151,6 +158,11 @@ async def sleep(seconds: float) -> None:
 async def breathe() -> None:
     """Let the other tasks run: a caller that never has to wait would starve them."""
     await asyncio.sleep(0)
+
+
+async def offload(work: Callable[[], T]) -> T:
+    """Do something that blocks without keeping the other tasks waiting."""
+    return await asyncio.to_thread(work)
 
 
 class Promise(Generic[T]):

@@ -21,6 +21,8 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
+    "offload",
+    "offload",
     "sleep",
     "spawn",
     "start_at_once",
@@ -117,6 +119,11 @@ def spawn(run: Callable[[], None], *, name: str) -> Task:
     return Task(thread)
 
 
+def offload(run: Callable[[], T]) -> T:
+    """Run something that blocks: here, as anything else."""
+    return run()
+
+
 def sleep(seconds: float) -> None:
     """Do nothing for ``seconds``."""
     time.sleep(seconds)
@@ -124,6 +131,11 @@ def sleep(seconds: float) -> None:
 
 def breathe() -> None:
     """Nothing: the other threads run anyway."""
+
+
+def offload(work: Callable[[], T]) -> T:
+    """Do something that blocks; here that keeps nobody else waiting."""
+    return work()
 
 
 class Promise(Generic[T]):
