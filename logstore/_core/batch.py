@@ -1,0 +1,257 @@
+"""Record batches on their way to the log, and what has become of them.
+
+A batch is filled in one of two ways: :class:`RowBatch` record by record, :class:`BulkBatch` by whole columns.
+Both add with a single C call, so that a Ctrl-C can never leave a key without its value.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
+from logstore._core.calls import AppendBatch, AppendResult
+from logstore.errors import LogstoreError
+from logstore.records import CREATE_TIME, LOG_APPEND_TIME, Header, RecordMetadata
+
+if TYPE_CHECKING:
+    from logstore._core.accumulator import PartitionQueue
+
+__all__ = [
+    "BATCH_OVERHEAD",
+    "HEADER_OVERHEAD",
+    "RECORD_OVERHEAD",
+    "Batch",
+    "BulkBatch",
+    "Columns",
+    "RowBatch",
+    "headers_size",
+]
+
+BATCH_OVERHEAD: Final = 128
+RECORD_OVERHEAD: Final = 24
+HEADER_OVERHEAD: Final = 16
+"""With these, a batch's size here is an upper bound of what the server measures."""
+
+Headers = Sequence[Header]
+
+
+def headers_size(headers: Headers) -> int:
+    """What headers add to the size of a record, in bytes."""
+    return sum(HEADER_OVERHEAD + len(name.encode()) + len(value or b"") for name, value in headers)
+
+
+class Columns(NamedTuple):
+    """Records, column by column."""
+
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    timestamps: list[int]
+    headers: list[Headers | None] | None
+    """None: no record has any."""
+
+    def cut(self, start: int, stop: int) -> Columns:
+        """The records from ``start`` up to ``stop``."""
+        headers = None if self.headers is None else self.headers[start:stop]
+        return Columns(self.keys[start:stop], self.values[start:stop], self.timestamps[start:stop], headers)
+
+
+class Batch:
+    """Records of one partition that are appended together: all or none of them get into the log."""
+
+    __slots__ = (
+        "append_time",
+        "attempts",
+        "base_offset",
+        "callbacks",
+        "count",
+        "created",
+        "done",
+        "error",
+        "event",
+        "last_error",
+        "lock",
+        "mark",
+        "pieces",
+        "queue",
+        "size",
+    )
+
+    def __init__(self, queue: PartitionQueue, lock: Any) -> None:
+        self.queue = queue
+        self.lock = lock
+        """Guards ``done``, ``callbacks`` and ``event``."""
+        self.size = BATCH_OVERHEAD
+        self.mark = 0
+        """The size at which the sender is told again."""
+        self.count = 0
+        """How many records there were when they were released."""
+        self.created: float | None = None
+        """When the sender first saw it; linger and delivery time-out count from there."""
+        self.attempts = 0
+        self.last_error: LogstoreError | None = None
+        self.pieces = 1
+        """Into how many rows it is cut, after the server found it too large."""
+        self.done = False
+        self.error: LogstoreError | None = None
+        self.base_offset = -1
+        self.append_time = -1
+        self.callbacks: list[Callable[[], None]] | None = None
+        """Called once, after the batch is done and outside of the lock."""
+        self.event: Any = None
+        """Made by whoever waits for this batch first."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def columns(self) -> Columns:
+        """The records.  Not after :meth:`release`."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Forget keys and values: whoever keeps a future does not keep its record.
+
+        For after the batch is done, and outside of the lock: it takes as long as the batch is large.
+        """
+        raise NotImplementedError
+
+    def encode(self) -> list[AppendBatch]:
+        """The rows to append, usually one.  For the sender, outside of the lock, while the batch is in
+        flight.
+        """
+        columns = self.columns()
+        self.remember(columns)
+        count = len(columns.values)
+        step = -(-count // self.pieces)
+        return [self._row(columns.cut(start, start + step)) for start in range(0, count, step)]
+
+    def remember(self, columns: Columns) -> None:
+        """Keep what the metadata of each record needs."""
+
+    def settle(self, results: Sequence[AppendResult]) -> None:
+        """The batch is in the log.  Its rows were appended under one lock, so their offsets are dense."""
+        self.base_offset = results[0].base_offset
+        self.append_time = results[0].append_time
+        self.done = True
+
+    def fail(self, error: LogstoreError) -> None:
+        """The batch does not get into the log any more."""
+        self.error = error
+        self.done = True
+
+    def _row(self, columns: Columns) -> AppendBatch:
+        keys, values, timestamps, headers = columns
+        count = len(values)
+        latest = max(timestamps)
+        queue = self.queue
+        return AppendBatch(
+            queue.topic.topic_id,
+            queue.partition,
+            count,
+            latest,
+            None if timestamps.count(latest) == count else Int8Array(timestamps),
+            None if keys.count(None) == count else ByteaArray(keys),
+            None if values.count(None) == count else ByteaArray(values),
+            *_header_columns(headers),
+        )
+
+
+class RowBatch(Batch):
+    """A batch that ``send`` fills; each record has a future, which knows its index here."""
+
+    __slots__ = ("key_sizes", "records", "timestamps", "value_sizes")
+
+    def __init__(self, queue: PartitionQueue, lock: Any) -> None:
+        super().__init__(queue, lock)
+        self.records: list[Any] = []
+        """key, value, timestamp, headers; key, value, …"""
+        self.timestamps: Sequence[int] = ()
+        self.key_sizes: Sequence[int] = ()
+        self.value_sizes: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return self.count or len(self.records) // 4
+
+    def columns(self) -> Columns:
+        records = self.records
+        headers = records[3::4]
+        none = headers.count(None) == len(headers)
+        return Columns(records[0::4], records[1::4], records[2::4], None if none else headers)
+
+    def remember(self, columns: Columns) -> None:
+        self.timestamps = array("q", columns.timestamps)
+        self.key_sizes = _sizes(columns.keys)
+        self.value_sizes = _sizes(columns.values)
+
+    def release(self) -> None:
+        self.count = len(self)
+        self.records = []
+
+    def metadata(self, index: int) -> RecordMetadata:
+        """Where the record at ``index`` is, once the batch is done without an error."""
+        queue = self.queue
+        by_server = self.append_time >= 0
+        return RecordMetadata(
+            queue.topic.name,
+            queue.partition,
+            -1 if self.base_offset < 0 else self.base_offset + index,
+            self.append_time if by_server else self.timestamps[index],
+            LOG_APPEND_TIME if by_server else CREATE_TIME,
+            self.key_sizes[index],
+            self.value_sizes[index],
+        )
+
+
+class BulkBatch(Batch):
+    """A batch that ``send_many`` fills."""
+
+    __slots__ = ("chunks",)
+
+    def __init__(self, queue: PartitionQueue, lock: Any) -> None:
+        super().__init__(queue, lock)
+        self.chunks: list[Columns] = []
+
+    def __len__(self) -> int:
+        return self.count or sum(len(chunk.values) for chunk in self.chunks)
+
+    def columns(self) -> Columns:
+        if len(self.chunks) == 1:
+            return self.chunks[0]
+        with_headers = any(chunk.headers is not None for chunk in self.chunks)
+        joined = Columns([], [], [], [] if with_headers else None)
+        for keys, values, timestamps, headers in self.chunks:
+            joined.keys.extend(keys)
+            joined.values.extend(values)
+            joined.timestamps.extend(timestamps)
+            if joined.headers is not None:
+                joined.headers.extend(headers or [None] * len(values))
+        return joined
+
+    def release(self) -> None:
+        self.count = len(self)
+        self.chunks = []
+
+
+def _sizes(column: list[bytes | None]) -> Sequence[int]:
+    if None in column:
+        return array("i", [-1 if item is None else len(item) for item in column])
+    return array("i", map(len, column))  # type: ignore[arg-type]
+
+
+def _header_columns(
+    headers: list[Headers | None] | None,
+) -> tuple[Int4Array | None, TextArray | None, ByteaArray | None]:
+    if headers is None:
+        return None, None, None
+    ordinals: list[int] = []
+    names: list[str] = []
+    values: list[bytes | None] = []
+    for ordinal, pairs in enumerate(headers, 1):
+        for name, value in pairs or ():
+            ordinals.append(ordinal)
+            names.append(name)
+            values.append(value)
+    if not ordinals:
+        return None, None, None
+    return Int4Array(ordinals), TextArray(names), ByteaArray(values)
