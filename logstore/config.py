@@ -1,0 +1,112 @@
+"""The options of a producer, with Kafka's names, meanings and defaults where Kafka has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from logstore.errors import ConfigurationError
+from logstore.options import any_callable, number, text, whatever
+from logstore.serde import Serializer
+
+__all__ = ["ProducerConfig", "ProducerOptions"]
+
+
+class ProducerOptions(TypedDict, total=False):
+    """What a producer may be given; :class:`ProducerConfig` says what each means and its default."""
+
+    acks: Literal["all", 0, 1, -1]
+    batch_size: int
+    buffer_memory: int
+    client_id: str
+    delivery_timeout_ms: int
+    key_serializer: Serializer | None
+    linger_ms: int
+    max_block_ms: int
+    max_request_size: int
+    metadata_max_age_ms: int
+    partitioner: str | Callable[[bytes, int], int]
+    request_timeout_ms: int
+    retries: int
+    retry_backoff_max_ms: int
+    retry_backoff_ms: int
+    schema: str
+    value_serializer: Serializer | None
+
+
+def _acks(name: str, value: Any) -> int:
+    if value in ("all", "-1") or (type(value) is int and value == -1):
+        return -1
+    if value in ("0", "1") or (type(value) is int and value in (0, 1)):
+        return int(value)
+    raise ConfigurationError(f'{name} is "all", 0, 1 or -1, not {value!r}.')
+
+
+def _partitioner(name: str, value: Any) -> Any:
+    if value in ("crc32", "murmur2") or callable(value):
+        return value
+    raise ConfigurationError(
+        f'{name} is "crc32", "murmur2" or a function of the key (bytes) and the number of partitions, '
+        f"not {value!r}."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerConfig:
+    """Every option of a producer.  Sizes are bytes, times milliseconds.
+
+    Meanings follow https://kafka.apache.org/documentation/#producerconfigs; differences are stated.
+    """
+
+    schema: str = text("logstore")
+    """The database schema that the log lives in."""
+    client_id: str = text("logstore")
+    """The ``application_name`` of the connection, as ``pg_stat_activity`` shows it."""
+    acks: int = whatever(-1, _acks)
+    """When a record counts as delivered.  0: at once, unawaited (its offset is -1, nothing is tried again,
+    a crash of the server may lose it).  1: when it is on the leader's disk.  "all" or -1, the default: when
+    it is also on the disks of the synchronous followers, of which there are at least
+    ``min.insync.replicas`` - 1."""
+    linger_ms: int = number(5, 0)
+    """How long a record waits for others to share its batch.  0 sends at once, which costs a commit a
+    record.
+    """
+    batch_size: int = number(256 * 1024, 0)
+    """A batch of this many bytes does not linger any longer (Kafka's default: 16 KiB).  While the partition's
+    previous batch is under way a batch grows on, up to what ``max.message.bytes`` and ``max_request_size``
+    allow."""
+    buffer_memory: int = number(32 * 1024 * 1024, 1024, 2**63 - 1)
+    """Bytes of records that may wait; when they are full ``send`` waits, at most ``max_block_ms``."""
+    max_block_ms: int = number(60_000, 0)
+    """How long ``send``, ``send_many`` and ``partitions_for`` may wait for buffer space or for metadata."""
+    max_request_size: int = number(1024 * 1024, 1024, 2**28)
+    """The largest batch, and so the largest record, that is sent at all."""
+    retries: int = number(2**31 - 1, 0)
+    """How often a failed batch is sent again while ``delivery_timeout_ms`` lasts.  A batch whose outcome is
+    unknown, because the connection was lost during its commit, may be in the log already: sending it again
+    may repeat its records; ``retries=0`` reports UnknownOutcomeError instead."""
+    retry_backoff_ms: int = number(100, 0)
+    """The pause before the first retry; doubled for each further one, with jitter (KIP-580)."""
+    retry_backoff_max_ms: int = number(1_000, 0)
+    """The longest pause before a retry."""
+    delivery_timeout_ms: int = number(120_000, 1)
+    """The longest time from ``send`` to success or failure; at least ``linger_ms + request_timeout_ms``."""
+    request_timeout_ms: int = number(30_000, 1)
+    """How long the server may take to accept a connection or to answer."""
+    metadata_max_age_ms: int = number(300_000, 1)
+    """How often to look for partitions that were added to the topics."""
+    key_serializer: Serializer | None = any_callable()
+    """Makes the bytes of a key.  Never called with None.  None: keys are bytes."""
+    value_serializer: Serializer | None = any_callable()
+    """Makes the bytes of a value.  Never called with None.  None: values are bytes."""
+    partitioner: str | Callable[[bytes, int], int] = whatever("crc32", _partitioner)
+    """Where keyed records go: "crc32" as librdkafka, "murmur2" as Java, or a function of the key and the
+    number of partitions.  Records without a key go to one partition for ``batch_size`` bytes, then to
+    another (KIP-794)."""
+
+    def __post_init__(self) -> None:
+        if self.delivery_timeout_ms < self.linger_ms + self.request_timeout_ms:
+            raise ConfigurationError(
+                f"delivery_timeout_ms={self.delivery_timeout_ms} is less than linger_ms +
+                request_timeout_ms, " f"which is {self.linger_ms + self.request_timeout_ms}." )
