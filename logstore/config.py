@@ -106,7 +106,9 @@ class ProducerConfig:
     another (KIP-794)."""
 
     def __post_init__(self) -> None:
-        if self.delivery_timeout_ms < self.linger_ms + self.request_timeout_ms:
+        least = self.linger_ms + self.request_timeout_ms
+        if self.delivery_timeout_ms < least:
             raise ConfigurationError(
-                f"delivery_timeout_ms={self.delivery_timeout_ms} is less than linger_ms +
-                request_timeout_ms, " f"which is {self.linger_ms + self.request_timeout_ms}." )
+                f"delivery_timeout_ms={self.delivery_timeout_ms} is less than linger_ms + request_timeout_ms, "
+                f"which is {least}."
+            )
