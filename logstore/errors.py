@@ -29,6 +29,7 @@
     ├── IllegalStateError                  a method called at the wrong moment
     │   ├── ClientClosedError
     │   └── ForkedClientError              a client used in a child process of fork()
+    ├── WakeupError                      wakeup() was called while, or before, the consumer waited
     ├── BufferExhaustedError               buffer_memory stayed full for max_block_ms
     ├── DeliveryTimeoutError               a record was not acknowledged within delivery_timeout_ms
     ├── AuthenticationFailedError
@@ -89,6 +90,7 @@ __all__ = [
     "UnknownTopicOrPartitionError",
     "UnsupportedCompressionTypeError",
     "UnsupportedServerError",
+    "WakeupError",
     "from_server",
 ]
 
@@ -255,6 +257,10 @@ class ForkedClientError(IllegalStateError):
     advice = "Make a client in each process, after the fork."
 
 
+class WakeupError(LogstoreError):
+    """Somebody called wakeup(): the consumer stopped waiting."""
+
+
 class BufferExhaustedError(LogstoreError):
     """buffer_memory stayed full for max_block_ms."""
 
@@ -311,6 +317,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS010": InvalidRecordError,
     "LS011": UnsupportedCompressionTypeError,
     "LS012": InvalidArgumentError,
+    "LS013": NotLeaderError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

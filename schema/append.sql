@@ -1,0 +1,166 @@
+-- The write path.
+
+-- Takes the partition's row lock, FOR NO KEY UPDATE, to the end of the transaction (and, once a segment, the topic's guard and row, without waiting for either);
+-- reads the partition's and the topic's row and the last batch; writes one batch; returns {base offset, append time in ms or -1 with CreateTime, log start}.
+-- acks: 0 synchronous_commit=off, 1 local, -1 on, null: as the session has it. Several in one statement have to be in ascending order of (topic_id, partition).
+-- LS001 no such partition, LS007 too large, LS008 a time stamp out of range, LS009 too few replicas, LS010 arrays that do not fit each other,
+-- LS012 acks or isolation level, LS013 another leader epoch.
+create or replace function append(
+    topic_id int4, "partition" int4, record_count int4, max_timestamp int8, timestamps int8[], keys bytea[], "values" bytea[],
+    header_records int4[], header_keys text[], header_values bytea[],
+    acks int2, producer_id int8 default null, producer_epoch int2 default null, base_sequence int4 default null, leader_epoch int4 default null
+) returns int8[]
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    size constant int8 := coalesce(pg_column_size(timestamps), 0) + coalesce(pg_column_size(keys), 0) + coalesce(pg_column_size("values"), 0)
+        + coalesce(pg_column_size(header_records), 0) + coalesce(pg_column_size(header_keys), 0) + coalesce(pg_column_size(header_values), 0);
+    segment int4;
+    segment_start int8;
+    log_start int8;
+    epoch int4;
+    active int4;
+    roll_at int8;
+    max_segment_bytes int8;
+    max_message_bytes int4;
+    timestamp_type int2;
+    before_max int8;
+    after_max int8;
+    min_insync int2;
+    now_ms int8;
+    min_timestamp int8;
+    base int8;
+    segment_bytes int8;
+begin
+    -- A snapshot that is older than the lock would not show the last batch.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform raise_error('LS012', 'append needs the isolation level READ COMMITTED', null, 'Append in a transaction of its own.');
+    end if;
+    perform set_config('synchronous_commit', case acks when -1 then 'on' when 1 then 'local' when 0 then 'off' end, true) where acks is not null;
+
+    select p.segment, p.segment_start, p.log_start, p.leader_epoch, t.active_segment, t.roll_at, t.segment_bytes, t.max_message_bytes,
+           t.timestamp_type, t.timestamp_before_max, t.timestamp_after_max, t.min_insync_replicas
+    into segment, segment_start, log_start, epoch, active, roll_at, max_segment_bytes, max_message_bytes,
+           timestamp_type, before_max, after_max, min_insync
+    from topic_partition p join topic t on t.topic_id = p.topic_id
+    where p.topic_id = append.topic_id and p.partition = append.partition
+    for no key update of p;
+    if not found then
+        perform no_partition(topic_id, "partition");
+    end if;
+    if leader_epoch <> epoch then
+        perform raise_error('LS013', format('the leader epoch is %s, not %s', epoch, leader_epoch),
+            jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'leader_epoch', epoch), 'Refresh the metadata.');
+    end if;
+    if min_insync > 1 and acks = -1 and insync_replicas() < min_insync then
+        perform raise_error('LS009', format('min.insync.replicas is %s, but only %s servers would have the record', min_insync, insync_replicas()),
+            jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'min.insync.replicas', min_insync), null);
+    end if;
+    if size > max_message_bytes then
+        perform raise_error('LS007', format('a batch of %s bytes is larger than max.message.bytes, which is %s', size, max_message_bytes),
+            jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'size', size, 'max.message.bytes', max_message_bytes), null);
+    end if;
+    if record_count >= 1
+       and (timestamps is null or (cardinality(timestamps) = record_count and array_ndims(timestamps) = 1))
+       and (keys is null or (cardinality(keys) = record_count and array_ndims(keys) = 1))
+       and ("values" is null or (cardinality("values") = record_count and array_ndims("values") = 1))
+       and (header_records is null and header_keys is null and header_values is null
+            or headers_fit(record_count, header_records, header_keys, header_values)) then
+        null;
+    else
+        perform raise_error('LS010', 'the arrays of the batch do not fit each other',
+            jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'record_count', record_count), null);
+    end if;
+
+    now_ms := floor(extract(epoch from clock_timestamp()) * 1000);
+    if timestamp_type = 1 then
+        max_timestamp := now_ms;
+        min_timestamp := now_ms;
+        timestamps := null;
+    else
+        min_timestamp := max_timestamp;
+        if timestamps is not null then
+            if (max_timestamp >= all (timestamps) and max_timestamp = any (timestamps)) is not true then
+                perform raise_error('LS010', 'max_timestamp is not the largest of the time stamps',
+                    jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'max_timestamp', max_timestamp), null);
+            end if;
+            min_timestamp := timestamps[1];
+            if not min_timestamp <= all (timestamps) then
+                min_timestamp := (select min(u) from unnest(timestamps) u);
+            end if;
+        end if;
+        -- 253402300799999 is the end of the year 9999.
+        if (min_timestamp >= 0 and max_timestamp <= 253402300799999
+            and now_ms - min_timestamp <= before_max and max_timestamp - now_ms <= after_max) is not true then
+            perform raise_error('LS008', format('time stamps from %s to %s are too far from the server''s clock, %s', min_timestamp, max_timestamp, now_ms),
+                jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'min_timestamp', min_timestamp, 'max_timestamp', max_timestamp, 'now', now_ms,
+                    'message.timestamp.before.max.ms', before_max, 'message.timestamp.after.max.ms', after_max),
+                'Milliseconds since the epoch are wanted. message.timestamp.before.max.ms and message.timestamp.after.max.ms set the limits.');
+        end if;
+    end if;
+
+    if now_ms >= roll_at and segment = active then
+        active := roll_if_used(topic_id, segment, "partition");
+    end if;
+    if segment < active then
+        segment_start := enter_segment(topic_id, "partition", segment, segment_start, active);
+        segment := active;
+    end if;
+
+    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this one.
+    execute format($insert$
+        insert into %1$I (topic_id, segment, partition, base_offset, last_offset, record_count, leader_epoch,
+            producer_id, producer_epoch, base_sequence, last_sequence, append_time, timestamp_type, max_timestamp,
+            segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes, size_bytes,
+            timestamps, keys, "values", header_records, header_keys, header_values)
+        select $1, $2, $3, n.base, n.base + $4 - 1, $4, $5, $6, $7, $8, (($8::int8 + $4 - 1) & 2147483647)::int4, $9, $10, $11,
+            n.newest, n.oldest, greatest(n.disorder, n.newest - $12), n.position, $13, $14, $15, $16, $17, $18, $19
+        from (select coalesce(tip.last_offset + 1, $20) as base, greatest(tip.segment_max_timestamp, $11) as newest,
+                     least(tip.segment_min_timestamp, $12) as oldest, tip.segment_disorder as disorder, coalesce(tip.segment_bytes, 0) + $13 as position
+              from (values (0)) as one (row)
+              left join lateral (select b.last_offset, b.segment_max_timestamp, b.segment_min_timestamp, b.segment_disorder, b.segment_bytes
+                                 from %1$I b where b.partition = $3 order by b.last_offset desc limit 1) tip on true) n
+        returning base_offset, segment_bytes $insert$, 'b_' || topic_id || '_' || segment)
+    into base, segment_bytes
+    using topic_id, segment, "partition", record_count, epoch, producer_id, producer_epoch, base_sequence, now_ms, timestamp_type, max_timestamp,
+        min_timestamp, size, timestamps, keys, "values", header_records, header_keys, header_values, segment_start;
+
+    if segment_bytes >= max_segment_bytes and segment = active then
+        perform roll_segment(topic_id, segment);
+    end if;
+    return array[base, case timestamp_type when 1 then now_ms else -1 end, log_start];
+end
+$$;
+
+-- Takes no lock, reads the catalog, writes nothing, never returns: raises LS001 with whatever of the two is missing.
+create or replace function no_partition(topic_id int4, "partition" int4) returns void
+language plpgsql stable set search_path from current as $$
+declare
+    found_topic topic;
+begin
+    select t.* into found_topic from topic t where t.topic_id = no_partition.topic_id;
+    perform raise_error('LS001',
+        case when found then format('topic %s has partitions 0 to %s, and no partition %s', found_topic.name, found_topic.partitions - 1, coalesce("partition"::text, 'null'))
+             else format('there is no topic with id %s; it may have been deleted', coalesce(topic_id::text, 'null')) end,
+        jsonb_strip_nulls(jsonb_build_object('topic', found_topic.name, 'topic_id', topic_id, 'partition', "partition")), null);
+end
+$$;
+
+-- Takes no lock, reads and writes nothing, returns whether the header arrays are parallel, name records of the batch in ascending order and name no header null.
+create or replace function headers_fit(record_count int4, header_records int4[], header_keys text[], header_values bytea[]) returns boolean
+language sql immutable set search_path from current
+return array_ndims(header_records) = 1 and array_ndims(header_keys) = 1 and array_ndims(header_values) = 1
+    and cardinality(header_keys) = cardinality(header_records) and cardinality(header_values) = cardinality(header_records)
+    and array_position(header_keys, null) is null
+    and header_records[1] >= 1 and header_records[cardinality(header_records)] <= record_count
+    and header_records = array(select u from unnest(header_records) u order by u);
+
+-- Needs the partition's row lock; reads whether the partition has anything in its segment and then does as roll_segment does; returns the active segment.
+create or replace function roll_if_used(topic_id int4, segment int4, "partition" int4) returns int4
+language plpgsql volatile set search_path from current as $$
+declare
+    used boolean;
+begin
+    execute format('select exists (select from %I b where b.partition = $1)', 'b_' || topic_id || '_' || segment) into used using "partition";
+    return case when used then roll_segment(topic_id, segment) else segment end;
+end
+$$;

@@ -1,0 +1,148 @@
+-- Topic configs: one table of names, defaults, ranges and meanings, from which everything else is worked out.
+
+-- Kafka's names and defaults. type: long, int, double, string (one of "values") or list (some of "values", comma separated).
+create or replace view topic_config as
+select d.name::text, d.type::text, d."default"::text, d.minimum::numeric, d.maximum::numeric, d."values"::text[], d.doc::text
+from (values
+    ('cleanup.policy', 'list', 'delete', null, null, '{delete,compact}',
+     'What becomes of old records: delete drops whole segments past retention, compact keeps the last record of each key. Empty: kept for ever.'),
+    ('compression.type', 'string', 'producer', null, null, '{producer,uncompressed,lz4}',
+     'lz4 lets the server compress batches of more than 2 kB. producer is the same as uncompressed: clients send plain records. Takes effect with the next segment.'),
+    ('delete.retention.ms', 'long', '86400000', 0, 9223372036854775807, null,
+     'How long a compacted topic keeps tombstones, in ms.'),
+    ('max.compaction.lag.ms', 'long', '9223372036854775807', 1, 9223372036854775807, null,
+     'The longest that a record may stay uncompacted, in ms.'),
+    ('max.message.bytes', 'int', '1048588', 0, 268435456, null,
+     'The largest batch that is accepted, in bytes; a record by itself is a batch.'),
+    ('message.timestamp.after.max.ms', 'long', '3600000', 0, 9223372036854775807, null,
+     'How far a record''s time stamp may lie ahead of the server''s clock, in ms. Not used with LogAppendTime.'),
+    ('message.timestamp.before.max.ms', 'long', '9223372036854775807', 0, 9223372036854775807, null,
+     'How far a record''s time stamp may lie behind the server''s clock, in ms. Not used with LogAppendTime.'),
+    ('message.timestamp.type', 'string', 'CreateTime', null, null, '{CreateTime,LogAppendTime}',
+     'Whose clock stamps the records: the producer''s, or the server''s when it appends them.'),
+    ('min.cleanable.dirty.ratio', 'double', '0.5', 0, 1, null,
+     'The part of the log that has to be uncompacted before compaction is worth while.'),
+    ('min.compaction.lag.ms', 'long', '0', 0, 9223372036854775807, null,
+     'How long a record stays uncompacted at least, in ms.'),
+    ('min.insync.replicas', 'int', '1', 1, 32767, null,
+     'How many servers, the leader included, have to have a record before acks=all is answered.'),
+    ('retention.bytes', 'long', '-1', -1, 9223372036854775807, null,
+     'The size of a partition above which its oldest segments are dropped; -1: no limit.'),
+    ('retention.ms', 'long', '604800000', -1, 9223372036854775807, null,
+     'The age at which segments are dropped, in ms; -1: never.'),
+    ('segment.bytes', 'int', '1073741824', 14, 2147483647, null,
+     'The size at which a partition makes its topic go on to the next segment, in bytes; the batch that reaches it is the last.'),
+    ('segment.jitter.ms', 'long', '0', 0, 9223372036854775807, null,
+     'At most this much is subtracted at random from segment.ms, so that topics do not change segments all at once.'),
+    ('segment.ms', 'long', '604800000', 1, 9223372036854775807, null,
+     'The age at which a segment with records is closed, in ms, even if it is small.')
+) as d (name, type, "default", minimum, maximum, "values", doc);
+
+-- Takes no lock, reads the definitions, writes nothing, returns the definition of one config. LS004: there is none.
+create or replace function config_definition(name text) returns topic_config
+language plpgsql stable set search_path from current as $$
+#variable_conflict use_column
+declare
+    definition topic_config;
+begin
+    select * into definition from topic_config c where c.name = config_definition.name;
+    if not found then
+        perform raise_error('LS004', format('unknown topic config %s', coalesce(to_json(left(config_definition.name, 100))::text, 'null')),
+            jsonb_build_object('config', config_definition.name, 'known', (select jsonb_agg(c.name order by c.name) from topic_config c)),
+            'The configs are: ' || (select string_agg(c.name, ', ' order by c.name) from topic_config c) || '.');
+    end if;
+    return definition;
+end
+$$;
+
+-- Takes no lock, reads the definitions, writes nothing, returns value in its normal form. LS004: unknown name or value out of range, LS011: a codec
+-- that this server cannot apply.
+create or replace function checked_config(name text, value text) returns text
+language plpgsql stable set search_path from current as $$
+declare
+    definition topic_config := config_definition(name);
+    number numeric;
+    items text[];
+begin
+    if definition.name = 'compression.type' and checked_config.value in ('gzip', 'snappy', 'zstd') then
+        perform raise_error('LS011', format('compression.type=%s is not available: the server compresses, and it has no such codec', checked_config.value),
+            jsonb_build_object('config', name, 'value', checked_config.value), 'Use lz4 or uncompressed.');
+    end if;
+    if definition.type in ('int', 'long', 'double') then
+        if checked_config.value ~ '^\s*[-+]?[0-9]{1,30}(\.[0-9]{1,30})?\s*$' then
+            number := checked_config.value;
+        end if;
+        if (number between definition.minimum and definition.maximum) is not true
+           or (definition.type <> 'double' and number <> trunc(number)) then
+            perform raise_error('LS004', format('%s has to be %s from %s to %s, not %s', definition.name,
+                    case definition.type when 'double' then 'a number' else 'a whole number' end,
+                    definition.minimum, definition.maximum, coalesce(to_json(left(checked_config.value, 100))::text, 'null')),
+                jsonb_build_object('config', definition.name, 'value', checked_config.value, 'minimum', definition.minimum, 'maximum', definition.maximum), null);
+        end if;
+        return case definition.type when 'double' then trim_scale(number) else trunc(number) end::text;
+    end if;
+    items := case definition.type
+        when 'list' then (select coalesce(array_agg(distinct btrim(item)), '{}') from unnest(string_to_array(checked_config.value, ',')) item)
+        else array[checked_config.value] end;
+    if checked_config.value is null or not items <@ definition."values" then
+        perform raise_error('LS004', format('%s has to be %s of %s, not %s', definition.name,
+                case definition.type when 'list' then 'empty or some' else 'one' end, array_to_string(definition."values", ', '),
+                coalesce(to_json(left(checked_config.value, 100))::text, 'null')),
+            jsonb_build_object('config', definition.name, 'value', checked_config.value, 'values', to_jsonb(definition."values")), null);
+    end if;
+    if definition.name = 'compression.type' and checked_config.value = 'lz4' and not lz4_available() then
+        perform raise_error('LS011', 'compression.type=lz4 is not available: this server was built without lz4',
+            jsonb_build_object('config', definition.name, 'value', checked_config.value), 'Use a PostgreSQL built --with-lz4, or compression.type=uncompressed.');
+    end if;
+    return array_to_string(array(select u.v from unnest(definition."values") with ordinality as u (v, n) where u.v = any (items) order by u.n), ',');
+end
+$$;
+
+-- Takes no lock, reads the definitions, writes nothing, returns the overrides "old" changed by the object set_configs (name to value, null to
+-- unset) and without the names in unset. LS004: not an object of plain values, an unknown name, a value out of range.
+create or replace function changed_configs(old jsonb, set_configs jsonb, unset text[]) returns jsonb
+language plpgsql stable set search_path from current as $$
+declare
+    changed jsonb := old;
+    config text;
+    value jsonb;
+begin
+    if jsonb_typeof(coalesce(set_configs, '{}')) <> 'object' then
+        perform raise_error('LS004', 'configs have to be a JSON object of names and values', null, null);
+    end if;
+    foreach config in array coalesce(unset, '{}') loop
+        perform config_definition(config);
+        changed := changed - config;
+    end loop;
+    for config, value in select * from jsonb_each(coalesce(set_configs, '{}')) loop
+        if jsonb_typeof(value) in ('object', 'array') then
+            perform raise_error('LS004', format('the value of %s has to be a string or a number', to_json(config)), jsonb_build_object('config', config), null);
+        end if;
+        changed := case jsonb_typeof(value) when 'null' then changed - (config_definition(config)).name
+                                            else changed || jsonb_build_object(config, checked_config(config, value #>> '{}')) end;
+    end loop;
+    return changed;
+end
+$$;
+
+-- Takes no lock, reads the definitions, writes nothing, returns every config's value: the override, else the default.
+create or replace function effective_configs(overrides jsonb) returns jsonb
+language sql stable set search_path from current
+begin atomic
+    select jsonb_object_agg(c.name, coalesce(overrides ->> c.name, c."default")) from topic_config c;
+end;
+
+-- Takes no lock, reads the topic's row, writes nothing, returns every config with its value and definition. LS001: no such topic.
+create or replace function describe_configs(topic text)
+returns table (name text, value text, "default" text, is_default boolean, type text, "values" text[], minimum text, maximum text, doc text)
+language plpgsql stable security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    overrides jsonb := (select t.configs from topic t where t.topic_id = topic_id_of(describe_configs.topic));
+begin
+    return query
+        select c.name, coalesce(overrides ->> c.name, c."default"), c."default", not overrides ? c.name, c.type, c."values",
+               c.minimum::text, c.maximum::text, c.doc
+        from topic_config c order by c.name;
+end
+$$;
