@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["Pace", "Pause", "Way"]
 
-BUSY_S: Final = 0.02
+BUSY_S: Final = 0.01
 """Records that came in two looks within this time mean that more are about to come."""
 BUSY_PAUSE_S: Final = 0.001
 SHORTEST_S: Final = 0.005

@@ -3,7 +3,8 @@
 Pure: nothing here waits, sends or locks.  The shell asks what to send (:meth:`Subscription.next_fetch`,
 :meth:`Subscription.pending_resets`), brings what came back (:meth:`Subscription.fetched`,
 :meth:`Subscription.offsets_listed`) and hands out records (:meth:`Subscription.take`).  Every answer is
-checked against what has happened meanwhile: an answer to a question that a ``seek`` has overtaken is dropped.
+checked against what has happened meanwhile: an answer to a question that a ``seek`` has overtaken is
+dropped.
 
 Who decides which partitions are read is not this module's business: :meth:`Subscription.assign` takes the
 list, from the user, from the metadata of the subscribed topics, or from whatever coordinates a group.
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from logstore._core.calls import LATEST, FetchRow, ListedOffset
+from logstore._core.calls import EARLIEST, LATEST, FetchRow, ListedOffset
 from logstore._core.fetched import DecodedBatch, Deserializers, FetchedBatch, HandedOut
 from logstore._core.reset import ResetPolicy
 from logstore.errors import (
@@ -51,9 +52,10 @@ class PartitionState:
         "tp",
     )
 
-    def __init__(self, tp: TopicPartition, topic_id: int, reset: int | None) -> None:
+    def __init__(self, tp: TopicPartition, reset: int | None) -> None:
         self.tp = tp
-        self.topic_id = topic_id
+        self.topic_id: int | None = None
+        """None: not looked up yet."""
         self.reset = reset
         """What to ask ``list_offsets`` for; None: what the reset policy says.  Counts while ``fetch_offset``
         is None.
@@ -127,8 +129,12 @@ class Subscription:
         # Those with buffered batches, in the order in which take() serves them.
         self._queue: deque[PartitionState] = deque()
         self._handed_out: HandedOut | None = None
+        self.needs_metadata = False
+        """Something is assigned whose topic is not known, or not any more: :meth:`learn` helps."""
+        self.has_room = True
+        """Something that kept partitions from being fetched is gone since this was last set to False."""
 
-    # -- the assignment --------------------------------------------------------------------------------------
+    # -- the assignment ------------------------------------------------------------------------------------
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
@@ -141,27 +147,41 @@ class Subscription:
 
     def topic_ids(self) -> list[int]:
         """The topics that are read, without the paused partitions; ascending."""
-        return sorted({state.topic_id for state in self._states.values() if not state.paused})
+        return sorted({s.topic_id for s in self._states.values() if s.topic_id is not None and not s.paused})
 
-    def assign(self, partitions: Mapping[TopicPartition, int], start: int | None = None) -> None:
-        """Read exactly ``partitions`` (with the ids of their topics).
+    def topics(self) -> set[str]:
+        """The topics of the assigned partitions."""
+        return {tp.topic for tp in self._states}
 
-        Those that were assigned before keep position, pause and buffered records, unless their topic is
-        another one now.  New ones begin where ``start`` says (a ``list_offsets`` spec), by default where the
-        reset policy says.
+    def assign(self, partitions: Iterable[TopicPartition], start: int | None = None) -> None:
+        """Read exactly ``partitions``.
+
+        Those that were assigned before keep position, pause and buffered records.  New ones begin where
+        ``start`` says (a ``list_offsets`` spec), by default where the reset policy says.
         """
         self._take_back()
         before = self._states
-        self._states = {}
-        for tp, topic_id in partitions.items():
-            state = before.pop(tp, None)
-            if state is None or state.topic_id != topic_id:
-                if state is not None:
-                    before[tp] = state
-                state = PartitionState(tp, topic_id, start)
-            self._states[tp] = state
+        self._states = {
+            tp: before.pop(tp) if tp in before else PartitionState(tp, start) for tp in partitions
+        }
         for state in before.values():
             self._buffered -= state.move(None)
+        self.needs_metadata = any(state.topic_id is None for state in self._states.values())
+
+    def learn(self, topics: Mapping[str, tuple[int, int]]) -> None:
+        """What the metadata says: for each topic that exists its id and its number of partitions."""
+        self.needs_metadata = False
+        for state in self._states.values():
+            topic_id, partitions = topics.get(state.tp.topic, (None, 0))
+            if topic_id is None or state.tp.partition >= partitions:
+                self._fail(state, _missing(state.tp, partitions))
+            elif state.topic_id is None:
+                state.topic_id = topic_id
+            elif state.topic_id != topic_id:
+                # Nothing of the new topic has been seen: it begins at its start, unless there is no policy.
+                self._buffered -= state.move(None, None if self._policy.spec(0) is None else EARLIEST)
+                state.topic_id = topic_id
+                self._fail(state, _gone(state.tp))
 
     def _state(self, tp: TopicPartition) -> PartitionState:
         try:
@@ -178,7 +198,7 @@ class Subscription:
         """
         return [self._state(TopicPartition(*tp)) for tp in tps] or list(self._states.values())
 
-    # -- positions -------------------------------------------------------------------------------------------
+    # -- positions -----------------------------------------------------------------------------------------
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """The next record of ``tp`` is the one at ``offset``, or the first after it."""
@@ -205,6 +225,12 @@ class Subscription:
             return handed_out.next_offset
         return state.position
 
+    def raise_error(self, tp: TopicPartition) -> None:
+        """Raises what is wrong with ``tp``, if anything, once."""
+        state = self._state(tp)
+        if state.error is not None:
+            raise self._take_error(state)
+
     def high_watermark(self, tp: TopicPartition) -> int | None:
         """The end of the partition's log as of the last fetch; None: nothing fetched yet."""
         return self._state(tp).high_watermark
@@ -223,7 +249,7 @@ class Subscription:
     def paused(self) -> frozenset[TopicPartition]:
         return frozenset(tp for tp, state in self._states.items() if state.paused)
 
-    # -- resets ----------------------------------------------------------------------------------------------
+    # -- resets --------------------------------------------------------------------------------------------
 
     def pending_resets(self, now_ms: int) -> OffsetsRequest | None:
         """The partitions whose position has to be looked up; None: there are none.
@@ -233,7 +259,7 @@ class Subscription:
         states: list[PartitionState] = []
         specs: list[int] = []
         for state in self._states.values():
-            if state.fetch_offset is not None or state.error is not None:
+            if state.fetch_offset is not None or state.error is not None or state.topic_id is None:
                 continue
             spec = self._policy.spec(now_ms) if state.reset is None else state.reset
             if spec is None:
@@ -251,9 +277,7 @@ class Subscription:
             specs.append(spec)
         if not states:
             return None
-        return OffsetsRequest(
-            states, [state.topic_id for state in states], [state.tp.partition for state in states], specs
-        )
+        return OffsetsRequest(states, _ids(states), [state.tp.partition for state in states], specs)
 
     def offsets_listed(self, request: OffsetsRequest, rows: Sequence[ListedOffset]) -> None:
         """The answer to :meth:`pending_resets`."""
@@ -267,13 +291,12 @@ class Subscription:
                 state.fetch_offset = row.offset
                 state.reset = None
 
-    def topic_is_gone(self, topic: str) -> None:
-        """Tells the user, once, that ``topic`` does not exist any more."""
-        for state in self._states.values():
-            if state.tp.topic == topic:
-                self._fail(state, _gone(state.tp))
+    @property
+    def positioned(self) -> bool:
+        """Every partition has a position, or an error that says why not."""
+        return all(s.fetch_offset is not None or s.error is not None for s in self._states.values())
 
-    # -- fetching --------------------------------------------------------------------------------------------
+    # -- fetching ------------------------------------------------------------------------------------------
 
     def next_fetch(self) -> FetchRequest | None:
         """What to fetch now; None: enough is buffered, or nothing is readable."""
@@ -283,6 +306,7 @@ class Subscription:
             state
             for state in self._states.values()
             if state.fetch_offset is not None
+            and state.topic_id is not None
             and not state.paused
             and state.error is None
             and len(state.fetches) < READ_AHEAD
@@ -291,7 +315,7 @@ class Subscription:
             return None
         return FetchRequest(
             states,
-            [state.topic_id for state in states],
+            _ids(states),
             [state.tp.partition for state in states],
             [state.fetch_offset or 0 for state in states],
         )
@@ -302,19 +326,17 @@ class Subscription:
         ``follower``: a position beyond the end of the log is one that this server has not replayed yet, not
         one that is out of range.
         """
-        found = False
-        state: PartitionState | None = None
-        first = True
+        wanted: dict[int, PartitionState] = {}
+        begun: set[int] = set()
         for row in rows:
+            idx = row.idx
             if row.base_offset is None:
-                state = self._current(request, row.idx - 1)
-                first = True
-                if state is not None and not self._watermarks(state, row, follower):
-                    state = None
-            elif state is not None and self._batch(state, row, first):
-                first = False
-                found = True
-        return found
+                state = self._current(request, idx - 1)
+                if state is not None and self._watermarks(state, row, follower):
+                    wanted[idx] = state
+            elif idx in wanted and self._batch(wanted[idx], row, idx not in begun):
+                begun.add(idx)
+        return bool(begun)
 
     def _current(self, request: FetchRequest, ordinal: int) -> PartitionState | None:
         """The state that was asked for, unless it has been moved or unassigned since."""
@@ -327,6 +349,7 @@ class Subscription:
         offset = state.fetch_offset
         assert offset is not None
         if row.log_start is None or row.high_watermark is None:
+            self.needs_metadata = True
             self._fail(state, _gone(state.tp))
             return False
         state.log_start = row.log_start
@@ -390,18 +413,7 @@ class Subscription:
             state.ready = True
             self._queue.append(state)
 
-    # -- handing out -----------------------------------------------------------------------------------------
-
-    @property
-    def has_records(self) -> bool:
-        """Whether :meth:`take` would hand something out, or raise."""
-        return any(not state.paused and self._has_something(state) for state in self._queue) or (
-            self._handed_out is not None and self._handed_out.left > 0
-        )
-
-    def _has_something(self, state: PartitionState) -> bool:
-        assigned = self._states.get(state.tp) is state
-        return assigned and (bool(state.batches) or state.error is not None)
+    # -- handing out ---------------------------------------------------------------------------------------
 
     def take(
         self, count: int, only: Iterable[TopicPartition] = ()
@@ -450,6 +462,10 @@ class Subscription:
                 return self._handed_out.iterator
         return None
 
+    def _has_something(self, state: PartitionState) -> bool:
+        assigned = self._states.get(state.tp) is state
+        return assigned and (bool(state.batches) or state.error is not None)
+
     def _turns(self) -> Iterator[PartitionState]:
         """The partitions with something to hand out, each once, taken from the queue."""
         for _ in range(len(self._queue)):
@@ -465,8 +481,7 @@ class Subscription:
         batches = state.batches
         try:
             if not batches and state.error is not None:
-                error, state.error = state.error, None
-                raise error
+                raise self._take_error(state)
             while batches and len(records) < count:
                 batch = batches[0]
                 try:
@@ -477,15 +492,28 @@ class Subscription:
                     raise
                 records = records + taken if records else taken
                 if not batch.remaining:
-                    self._buffered -= batch.size
-                    end = batch.next_offset
                     batches.popleft()
-                    while state.fetches and state.fetches[0] <= end:
-                        state.fetches.popleft()
+                    self._used_up(state, batch)
         finally:
             if self._has_something(state):
                 self._enqueue(state)
         return records
+
+    def _take_error(self, state: PartitionState) -> LogstoreError:
+        """The error of ``state``, which is then tried again."""
+        error, state.error = state.error, None
+        assert error is not None
+        self.has_room = True
+        self.needs_metadata = self.needs_metadata or state.topic_id is None
+        return error
+
+    def _used_up(self, state: PartitionState, batch: FetchedBatch | DecodedBatch) -> None:
+        full = len(state.fetches) >= READ_AHEAD or self._buffered >= self._max_buffered
+        self._buffered -= batch.size
+        while state.fetches and state.fetches[0] <= batch.next_offset:
+            state.fetches.popleft()
+        if full and len(state.fetches) < READ_AHEAD and self._buffered < self._max_buffered:
+            self.has_room = True
 
     def _take_back(self) -> None:
         handed_out, self._handed_out = self._handed_out, None
@@ -494,6 +522,19 @@ class Subscription:
         if rest is not None and state is not None:
             state.batches.appendleft(rest)
             self._enqueue(state)
+
+
+def _ids(states: Iterable[PartitionState]) -> list[int]:
+    return [state.topic_id for state in states if state.topic_id is not None]
+
+
+def _missing(tp: TopicPartition, partitions: int) -> UnknownTopicOrPartitionError:
+    return UnknownTopicOrPartitionError(
+        f"Topic {tp.topic!r} has no partition {tp.partition}: it has {partitions}."
+        if partitions
+        else f"There is no topic {tp.topic!r}.",
+        details={"topic": tp.topic, "partition": tp.partition},
+    )
 
 
 def _gone(tp: TopicPartition) -> UnknownTopicOrPartitionError:

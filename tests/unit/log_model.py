@@ -87,11 +87,12 @@ class PartitionLog:
 
 
 def answer(logs: dict[int, PartitionLog], request: FetchRequest, most: int = 100) -> list[FetchRow]:
-    """What the server says to ``request``: ``most`` batches for each partition."""
-    return [
+    """What the server says to ``request``: ``most`` batches for each partition, after the state of all."""
+    rows = [
         row
         for place, (partition, offset) in enumerate(
             zip(request.partitions, request.offsets, strict=True), start=1
         )
         for row in logs[partition].fetch(place, offset, most)
     ]
+    return sorted(rows, key=lambda row: row.base_offset is not None)

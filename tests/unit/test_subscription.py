@@ -28,8 +28,13 @@ NOW = 1_700_000_000_000
 
 def reading(policy: str = "earliest", *tps: TopicPartition, max_buffered: int = 1 << 20) -> Subscription:
     subscription = Subscription(ResetPolicy.parse(policy), max_buffered=max_buffered)
-    subscription.assign(dict.fromkeys(tps or (P0,), 42))
+    subscription.assign(tps or (P0,))
+    subscription.learn({"t": (42, 9)})
     return subscription
+
+
+def needs_metadata(subscription: Subscription) -> bool:
+    return subscription.needs_metadata
 
 
 def at(subscription: Subscription, offset: int, *tps: TopicPartition) -> Subscription:
@@ -95,7 +100,6 @@ def test_without_a_policy_each_poll_says_so_until_somebody_seeks() -> None:
     subscription = reading("none")
     for _ in range(2):
         assert subscription.pending_resets(NOW) is None
-        assert subscription.has_records
         with pytest.raises(NoOffsetForPartitionError, match="partition 0 of topic 't'"):
             subscription.take(10)
     subscription.seek(P0, 3)
@@ -154,11 +158,38 @@ def test_topic_that_is_gone_is_told_after_its_last_records() -> None:
     assert request is not None
     subscription.fetched(request, [state_row(1, None, None)])
     assert len(subscription.take(10)[P0]) == 2
-    with pytest.raises(UnknownTopicOrPartitionError, match="'t'"):
+    with pytest.raises(UnknownTopicOrPartitionError, match="'t' does not exist any more"):
         subscription.take(10)
-    subscription.topic_is_gone("t")
-    with pytest.raises(UnknownTopicOrPartitionError):
+    assert needs_metadata(subscription)
+    subscription.learn({})
+    with pytest.raises(UnknownTopicOrPartitionError, match="There is no topic 't'"):
         subscription.hand_out(10)
+
+
+def test_topic_made_anew_is_told_and_begins_at_its_start() -> None:
+    subscription = at(reading("latest"), 7)
+    bring(subscription, {0: full(9)})
+    subscription.learn({"t": (43, 1)})
+    with pytest.raises(UnknownTopicOrPartitionError):
+        subscription.take(10)
+    request = subscription.pending_resets(NOW)
+    assert request is not None
+    assert (request.topic_ids, request.specs) == ([43], [EARLIEST])
+
+
+def test_partition_that_does_not_exist() -> None:
+    subscription = Subscription(ResetPolicy.parse("earliest"))
+    subscription.assign([P1])
+    assert needs_metadata(subscription)
+    assert subscription.pending_resets(NOW) is None
+    for _ in range(2):
+        subscription.learn({"t": (42, 1)})
+        assert not needs_metadata(subscription)
+        with pytest.raises(UnknownTopicOrPartitionError, match="no partition 1: it has 1"):
+            subscription.take(1)
+        assert needs_metadata(subscription)
+    subscription.learn({"t": (42, 2)})
+    assert subscription.pending_resets(NOW) is not None
 
 
 # -- seeking, pausing, assigning
@@ -170,7 +201,7 @@ def test_answer_to_an_overtaken_fetch_is_dropped() -> None:
     request = subscription.next_fetch()
     assert request is not None
     subscription.seek(P0, 5)
-    subscription.assign({P0: 42})
+    subscription.assign([P0])
     assert not subscription.fetched(request, answer(logs, request))
     assert subscription.take(100) == {}
     bring(subscription, logs)
@@ -183,23 +214,20 @@ def test_paused_partition_keeps_what_was_fetched() -> None:
     subscription.pause([P0])
     assert subscription.paused() == {P0}
     assert set(subscription.take(10)) == {P1}
-    assert not subscription.has_records
     request = subscription.next_fetch()
     assert request is not None
     assert request.partitions == [1]
     subscription.resume([P0])
-    assert subscription.has_records
     assert set(subscription.take(10)) == {P0}
 
 
 def test_partition_that_stays_keeps_position_and_pause() -> None:
     subscription = at(reading("earliest", P0), 7)
     subscription.pause([])
-    subscription.assign({P0: 42, P1: 42}, start=EARLIEST)
+    subscription.assign([P0, P1], start=EARLIEST)
     assert subscription.position(P0) == 7
     assert subscription.paused() == {P0}
-    subscription.assign({P0: 43})
-    assert subscription.position(P0) is None  # another topic with the same name
+    assert subscription.position(P1) is None
 
 
 def test_foreign_partition_is_refused_before_anything_moves() -> None:
@@ -278,7 +306,8 @@ def test_buffer_has_a_limit_in_bytes() -> None:
 
 def poisoned() -> Subscription:
     subscription = Subscription(ResetPolicy.parse("earliest"), Deserializers(value=int))
-    subscription.assign({P0: 42, P1: 42})
+    subscription.assign([P0, P1])
+    subscription.learn({"t": (42, 2)})
     request = at(subscription, 0, P0, P1).next_fetch()
     assert request is not None
     values = [b"0", b"1", b"x", b"3"]
@@ -351,7 +380,7 @@ def test_unassigned_partition_is_not_handed_out_again() -> None:
     records = subscription.hand_out(2)
     assert records is not None
     assert next(records).partition == 0
-    subscription.assign({P1: 42})
+    subscription.assign([P1])
     assert list(records) == []
     assert set(subscription.take(100)) == {P1}
     assert subscription.buffered == 0
@@ -443,7 +472,8 @@ class Reader(RuleBasedStateMachine):
 
     @rule(chosen=st.sets(st.sampled_from(tps)))
     def assign(self, chosen: set[TopicPartition]) -> None:
-        self.subscription.assign(dict.fromkeys(sorted(chosen), 42))
+        self.subscription.assign(sorted(chosen))
+        self.subscription.learn({"t": (42, 3)})
         self.expected = {tp: self.expected.get(tp) if tp in self.expected else None for tp in sorted(chosen)}
 
     @invariant()

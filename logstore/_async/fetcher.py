@@ -1,0 +1,397 @@
+"""The half of a consumer that runs in the background: one task, which alone uses the one connection.
+
+It looks positions up, fetches ahead, waits for records, connects again when the connection is lost, and
+asks the server what the user's side wants to know.  Both sides meet in the subscription, under one lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from random import random
+from typing import Any, Generic, TypeVar
+
+from logstore._async.concurrency import Condition, Lock, Task, spawn
+from logstore._async.driver import Connection
+from logstore._async.session import Session
+from logstore._async.waiting import Waiting
+from logstore._core.backoff import Backoff
+from logstore._core.call import Call
+from logstore._core.calls import EARLIEST, TopicMetadata
+from logstore._core.pace import Way
+from logstore._core.subscription import Subscription
+from logstore.consumer_config import ConsumerConfig
+from logstore.errors import (
+    ClientClosedError,
+    LogstoreError,
+    RequestTimedOutError,
+    RetriableError,
+    UnknownTopicOrPartitionError,
+)
+from logstore.records import TopicPartition
+
+__all__ = ["Fetcher"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("logstore.consumer")
+
+IDLE_S = 5.0
+"""How often a fetcher that has nothing to do looks whether its consumer still exists."""
+CLOSE_S = 2.0
+"""How long closing waits for a server that does not answer."""
+
+
+class _Question(Generic[T]):
+    """Something that the user's side wants to know from the server."""
+
+    __slots__ = ("answer", "call", "done", "error")
+
+    def __init__(self, call: Call[T]) -> None:
+        self.call = call
+        self.done = False
+        self.answer: T | None = None
+        self.error: LogstoreError | None = None
+
+
+class Fetcher:
+    """Fetches for one consumer.  ``lock`` guards ``subscription`` and everything here that is not the task's
+    own.
+    """
+
+    def __init__(
+        self, config: ConsumerConfig, session: Session, subscription: Subscription, lock: Lock
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._calls = session.calls
+        self._subscription = subscription
+        self._lock = lock
+        self._timeout_s = config.request_timeout_ms / 1000
+        self.changed = Condition(lock)
+        """Something changed that the user's side may wait for."""
+        self._work = Condition(lock)
+        self._questions: deque[_Question[Any]] = deque()
+        self._topics: tuple[str, ...] | None = None
+        self._attention = False
+        self._sleeping = False
+        self.parked = False
+        """Nothing is to be done until the user's side changes something."""
+        self.closing = False
+        self.online = False
+        """There is a connection."""
+        self.error: LogstoreError | None = None
+        """What stopped fetching, to be raised to the user, who can try again by polling."""
+        self._failure: LogstoreError | None = None
+        self._metadata_due = 0.0
+        self._task: Task | None = None
+        # The task's own:
+        self._connection: Connection | None = None
+        self._waiting: Waiting | None = None
+        self._follower = False
+        self._backoff = Backoff(
+            config.reconnect_backoff_ms / 1000, config.reconnect_backoff_max_ms / 1000, random
+        )
+
+    # -- the user's side -----------------------------------------------------------------------------------
+
+    async def start(self, topics: tuple[str, ...] | None) -> None:
+        """Connect, look the topics up (None: they are assigned one by one) and begin to fetch."""
+        self._topics = topics
+        await self._connect()
+        if topics:
+            await self._refresh_metadata()
+        self._task = spawn(self._run, name="logstore-consumer")
+
+    def follow(self, topics: tuple[str, ...] | None) -> None:
+        """Read all partitions of ``topics``; None: what is assigned one by one.  The lock must be held."""
+        self._topics = topics
+        self._metadata_due = 0.0
+        self.disturb()
+
+    def disturb(self) -> None:
+        """Make the task look at what has changed, whatever it waits for.  The lock must be held."""
+        self._attention = True
+        self._work.notify_all()
+        if self._sleeping and self._connection is not None:
+            self._connection.interrupt()
+
+    async def ask(self, call: Call[T], timeout_s: float | None = None) -> T:
+        """What the server answers to ``call``, which only reads: if need be another connection asks again.
+
+        Raises RequestTimedOutError after ``timeout_s`` seconds, by default ``request_timeout_ms``.
+        """
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        question = _Question(call)
+        with self._lock:
+            self._questions.append(question)
+            self.disturb()
+            try:
+                while not question.done:
+                    self.check()
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise self.timed_out(call.name)
+                    await self.changed.wait(left)
+            finally:
+                if not question.done and question in self._questions:
+                    self._questions.remove(question)
+        if question.error is not None:
+            raise question.error
+        return question.answer  # type: ignore[return-value]
+
+    def timed_out(self, what: str) -> LogstoreError:
+        """Why there is no answer to ``what`` in time."""
+        if not self.online and self._failure is not None:
+            return self._failure
+        return RequestTimedOutError(f"The server did not answer {what!r} in time.")
+
+    def check(self) -> None:
+        """Raises when the consumer is closed or cannot go on.  The lock must be held."""
+        if self.closing:
+            raise ClientClosedError("The consumer is closed.")
+        if self.error is not None:
+            error, self.error = self.error, None
+            self.disturb()
+            raise error
+
+    async def stop(self) -> None:
+        """End the task and its connection; waits no longer than a moment for the server."""
+        with self._lock:
+            self.closing = True
+            self.changed.notify_all()
+            self.disturb()
+        task = self._task
+        if task is None:
+            await self._disconnect()
+        elif not task.is_current and not await task.join(CLOSE_S):
+            connection = self._connection
+            if connection is not None:
+                connection.abort()
+            task.cancel()
+            await task.join(CLOSE_S)
+
+    def abandon(self) -> None:
+        """The consumer is gone without being closed.  Takes no lock: a garbage collector may call it."""
+        self.closing = True
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    # -- the task ------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        failures = 0
+        try:
+            while not self.closing:
+                try:
+                    if self._connection is None:
+                        await self._connect()
+                    await self._turn()
+                    failures = 0
+                except RetriableError as error:
+                    failures += 1
+                    await self._disconnect()
+                    _log.warning("Reading stopped, trying again: %s", error)
+                    self._failure = error
+                    await self._rest(self._backoff.delay(failures))
+                except LogstoreError as error:
+                    await self._report(error)
+        finally:
+            with self._lock:
+                self.closing = True
+                self.changed.notify_all()
+            await self._disconnect()
+
+    async def _connect(self) -> None:
+        connection, info = await self._session.open()
+        self._connection = connection
+        self._follower = info.is_in_recovery
+        self._waiting = Waiting(
+            connection,
+            self._calls,
+            self._config.wakeup,
+            follower=info.is_in_recovery,
+            timeout_s=self._timeout_s,
+        )
+        with self._lock:
+            self._metadata_due = 0.0  # it may be another server than before
+            self.online = True
+
+    async def _disconnect(self) -> None:
+        with self._lock:
+            self.online = False
+            connection, self._connection = self._connection, None
+            self.changed.notify_all()
+        if connection is not None:
+            await connection.close()
+
+    async def _turn(self) -> None:
+        """One round: whatever is to be done now, or waiting for something to do."""
+        with self._lock:
+            self._attention = False
+            self.parked = False
+            question = self._questions[0] if self._questions else None
+            metadata = self._metadata_is_due()
+        if question is not None:
+            await self._answer(question)
+        elif metadata:
+            await self._refresh_metadata()
+        elif not await self._look_positions_up():
+            await self._fetch()
+
+    async def _answer(self, question: _Question[Any]) -> None:
+        assert self._connection is not None
+        try:
+            question.answer = await self._connection.run(question.call, timeout_s=self._timeout_s)
+        except RetriableError:
+            raise  # the question stays, for the next connection
+        except LogstoreError as error:
+            question.error = error
+        with self._lock:
+            question.done = True
+            if question in self._questions:
+                self._questions.remove(question)
+            self.changed.notify_all()
+
+    def _metadata_is_due(self) -> bool:
+        subscription = self._subscription
+        stale = subscription.needs_metadata or time.monotonic() >= self._metadata_due
+        return stale and bool(self._topics or subscription.topics())
+
+    async def _refresh_metadata(self) -> None:
+        assert self._connection is not None
+        with self._lock:
+            topics = self._topics
+            names = sorted(self._subscription.topics().union(topics or ()))
+        found = await self._connection.run(self._calls.metadata(names), timeout_s=self._timeout_s)
+        with self._lock:
+            if topics == self._topics:
+                self._learn(topics, found)
+            self._metadata_due = time.monotonic() + self._config.metadata_max_age_ms / 1000
+            self.changed.notify_all()
+
+    def _learn(self, topics: tuple[str, ...] | None, found: list[TopicMetadata]) -> None:
+        subscription = self._subscription
+        if topics is not None:
+            before = subscription.assignment
+            there = [
+                TopicPartition(each.topic, number) for each in found for number in range(each.partitions)
+            ]
+            # A topic that is gone keeps its partitions, so that the next poll says so.
+            names = {each.topic for each in found}
+            gone = [tp for tp in before if tp.topic in topics and tp.topic not in names]
+            wanted = [tp for tp in there if tp.topic in topics]
+            # A partition added to a topic that is read already begins at its start: nothing of it was seen.
+            begun = {tp.topic for tp in before}
+            subscription.assign(
+                [*gone, *(tp for tp in wanted if tp in before or tp.topic in begun)], EARLIEST
+            )
+            subscription.assign([*gone, *wanted])
+            missing = [name for name in topics if name not in names and name not in begun]
+            if missing:
+                raise UnknownTopicOrPartitionError(
+                    f"There is no topic {missing[0]!r}.", details={"topic": missing[0]}
+                )
+        subscription.learn({each.topic: (each.topic_id, each.partitions) for each in found})
+
+    async def _look_positions_up(self) -> bool:
+        assert self._connection is not None
+        with self._lock:
+            request = self._subscription.pending_resets(round(time.time() * 1000))
+            if request is None:
+                return False
+        call = self._calls.list_offsets(request.topic_ids, request.partitions, request.specs)
+        try:
+            rows = await self._connection.run(call, timeout_s=self._timeout_s)
+        except UnknownTopicOrPartitionError:
+            with self._lock:
+                self._subscription.needs_metadata = True
+            return True
+        with self._lock:
+            self._subscription.offsets_listed(request, rows)
+            self.changed.notify_all()
+        return True
+
+    async def _fetch(self) -> None:
+        assert self._connection is not None
+        assert self._waiting is not None
+        with self._lock:
+            self._subscription.has_room = False
+            request = self._subscription.next_fetch()
+            # Errors that were found on the way here, such as a missing reset policy.
+            self.changed.notify_all()
+        if request is None:
+            await self._park()
+            return
+        config = self._config
+        call = self._calls.fetch(
+            request.topic_ids,
+            request.partitions,
+            request.offsets,
+            config.fetch_max_bytes,
+            config.max_partition_fetch_bytes,
+        )
+        began = time.monotonic()
+        rows = await self._connection.run(call, timeout_s=self._timeout_s)
+        now = time.monotonic()
+        with self._lock:
+            found = self._subscription.fetched(request, rows, follower=self._follower)
+            self.changed.notify_all()
+        if found:
+            self._waiting.pace.found(now)
+            return
+        pause = self._waiting.pace.pause(now, now - began)
+        if pause.way is Way.PAUSE:
+            await self._waiting.not_waiting()
+            await self._pause(pause.seconds)
+        elif not await self._waiting.announced(request.topic_ids):
+            await self._sleep(pause.seconds)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, whatever the user's side wants."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            while not self.closing and (left := until - time.monotonic()) > 0:
+                await self._work.wait(left)
+
+    async def _pause(self, seconds: float) -> None:
+        with self._lock:
+            if not self._attention and not self.closing:
+                await self._work.wait(seconds)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait to be woken by the server, or by the user's side."""
+        assert self._connection is not None
+        assert self._waiting is not None
+        with self._lock:
+            if self._attention or self.closing:
+                return
+            self._sleeping = True
+        try:
+            await self._waiting.sleep(seconds)
+        finally:
+            with self._lock:
+                self._sleeping = False
+
+    async def _park(self) -> None:
+        assert self._waiting is not None
+        await self._waiting.not_waiting()
+        with self._lock:
+            if self._attention or self.closing or self._subscription.has_room:
+                return
+            self.parked = True
+            due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
+            await self._work.wait(min(IDLE_S, due))
+
+    async def _report(self, error: LogstoreError) -> None:
+        with self._lock:
+            self.error = error
+            for question in self._questions:
+                question.error, question.done = error, True
+            self._questions.clear()
+            self.changed.notify_all()
+            while self.error is not None and not self.closing:
+                self.parked = True
+                await self._work.wait(IDLE_S)

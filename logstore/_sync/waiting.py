@@ -1,0 +1,71 @@
+# Generated from logstore/_async/waiting.py by tools/unasync.py; edit that file.
+"""Waiting for records on one connection, so that those who append know that somebody waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+
+from logstore._core.calls import Calls
+from logstore._core.pace import Pace
+from logstore._sync.driver import Connection
+from logstore.errors import ConfigurationError
+
+__all__ = ["Waiting"]
+
+
+class Waiting:
+    """Announces which topics the connection waits for, and listens.
+
+    The order matters: announce, look once more, then sleep.  Whoever commits after the announcement wakes us;
+    what was committed before it is seen by the look.
+    """
+
+    def __init__(
+        self, connection: Connection, calls: Calls, wakeup: str, *, follower: bool, timeout_s: float
+    ) -> None:
+        able = not connection.pooled and not follower
+        if wakeup == "notify" and not able:
+            raise ConfigurationError(
+                f'wakeup="notify" is not possible: {connection.dsn_for_display} is a '
+                f"{'follower' if follower else 'pooler'}, which passes no notifications on.",
+                advice='Use wakeup="auto" or "poll".',
+            )
+        self.pace = Pace(woken=able and wakeup != "poll")
+        self._connection = connection
+        self._calls = calls
+        self._timeout_s = timeout_s
+        self._listening = False
+        self._announced: list[int] = []
+
+    def announced(self, topic_ids: Sequence[int]) -> bool:
+        """Announce these topics; whether that was news, so that the caller has to look once more."""
+        wanted = sorted(set(topic_ids))
+        if wanted == self._announced:
+            return False
+        if not self._listening:
+            self._connection.listen(self._calls.wake_channel)
+            self._listening = True
+        known = set(self._announced)
+        self.not_waiting(known.difference(wanted))
+        self._connection.run(
+            self._calls.waiting([each for each in wanted if each not in known]), timeout_s=self._timeout_s
+        )
+        self._announced = wanted
+        return True
+
+    def sleep(self, seconds: float) -> None:
+        """Until a topic that is waited for has records, somebody interrupts, or the time is over."""
+        until = monotonic() + seconds
+        wanted = set(map(str, self._announced))
+        while (left := until - monotonic()) > 0:
+            woken_for = self._connection.wait_notify(left)
+            if not woken_for or not wanted.isdisjoint(woken_for):
+                return
+
+    def not_waiting(self, topic_ids: set[int] | None = None) -> None:
+        """Take the announcement back, of all topics or of some."""
+        gone = set(self._announced) if topic_ids is None else topic_ids
+        if gone:
+            self._connection.run(self._calls.not_waiting(sorted(gone)), timeout_s=self._timeout_s)
+            self._announced = [each for each in self._announced if each not in gone]

@@ -1,0 +1,96 @@
+"""Client options: read from keyword arguments, checked, and refused with the near miss named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, field, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from logstore.errors import ConfigurationError
+
+__all__ = ["any_callable", "number", "one_of", "read_options", "text", "whatever"]
+
+T = TypeVar("T")
+
+Check = Callable[[str, Any], Any]
+
+
+def read_options(kind: type[T], given: Mapping[str, Any], *, elsewhere: Collection[str] = ()) -> T:
+    """An instance of the dataclass ``kind`` from ``given`` options.
+
+    Kafka's dotted names (``max.poll.records``) are read as well.  Raises :class:`ConfigurationError` for an
+    option that does not exist, naming the one that was probably meant, and for a value that does not fit.
+    ``elsewhere``: parameters of the client that are no options, for that advice only.
+    """
+    known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        plain = name.replace(".", "_")
+        if plain not in known:
+            near = get_close_matches(plain, [*known, *elsewhere], n=1)
+            raise ConfigurationError(
+                f"There is no option {name!r}.",
+                advice=f"Did you mean {near[0]!r}?"
+                if near
+                else "See the class's documentation for the options.",
+            )
+        if plain in values:
+            raise ConfigurationError(f"The option {plain!r} is given twice.")
+        values[plain] = known[plain].metadata["check"](name, value)
+    return kind(**values)
+
+
+def number(default: int | None, minimum: int, maximum: int = 2**31 - 1, *, optional: bool = False) -> Any:
+    """A dataclass field: an integer from ``minimum`` to ``maximum``; None too when ``optional``."""
+
+    def check(name: str, value: Any) -> Any:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ConfigurationError(f"{name} is an integer from {minimum} to {maximum}, not {value!r}.")
+        return value
+
+    return _field(default, check)
+
+
+def text(default: Any = MISSING) -> Any:
+    """A dataclass field: a string that is not empty."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"{name} is a string, not {value!r}.")
+        return value
+
+    return _field(default, check)
+
+
+def one_of(default: str, *values: str) -> Any:
+    """A dataclass field: one of ``values``."""
+
+    def check(name: str, value: Any) -> Any:
+        if value not in values:
+            raise ConfigurationError(f"{name} is one of {', '.join(values)}, not {value!r}.")
+        return value
+
+    return _field(default, check)
+
+
+def any_callable() -> Any:
+    """A dataclass field: something that can be called, or None."""
+
+    def check(name: str, value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"{name} is a callable, not {value!r}.")
+        return value
+
+    return _field(None, check)
+
+
+def whatever(default: Any, check: Check) -> Any:
+    """A dataclass field that ``check`` reads: it returns the value or raises."""
+    return _field(default, check)
+
+
+def _field(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
