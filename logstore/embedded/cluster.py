@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -180,7 +181,7 @@ class Cluster:
     def failure(self) -> EmbeddedServerError:
         """Why PostgreSQL exited instead of starting."""
         if shutil.disk_usage(self.data).free < FULL_BYTES:
-            return unusable(self.data, OSError(28, "No space left on device"))
+            return unusable(self.data, OSError(errno.ENOSPC, ""))
         return EmbeddedServerError(
             f"PostgreSQL exited instead of starting; its last words were: {tail(self.home.server_log)}",
             advice=f"The whole log is {self.home.server_log}.",
@@ -205,14 +206,27 @@ class Cluster:
     def _reach_programs(self) -> None:
         if self.identity.kind != "account" or asroot.reachable(self.identity, self.programs.directory):
             return
+        wheel = self.programs.directory.parents[1]
+        if not (wheel / "pginstall").is_dir():
+            raise EmbeddedServerError(
+                f"PostgreSQL cannot run as root, and the account {self.identity.name} cannot reach its programs "
+                f"in {self.programs.directory}.",
+                advice="Open the way to them, set LOGSTORE_PG_BIN, or run as another user.",
+            )
         copy = self.base / f"postgresql-{self.programs.version}"
         if not copy.exists():
             draft = self.base / f"{copy.name}.new"
             shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(self.programs.directory.parent, draft, symlinks=True)
+            # The programs look for the libraries beside the package, by relative paths.
+            for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+                if part.is_dir():
+                    shutil.copytree(part, draft / part.name, symlinks=True)
             draft.rename(copy)
         self.programs = Binaries(
-            copy / "bin", self.programs.major, self.programs.version, self.programs.source
+            copy / self.programs.directory.relative_to(wheel.parent),
+            self.programs.major,
+            self.programs.version,
+            self.programs.source,
         )
 
     def _initialise(self) -> None:
@@ -245,7 +259,7 @@ class Cluster:
         result = asroot.run(self.identity, command, self.programs.environment(), cwd=Path("/"), timeout_s=300)
         if result.returncode != 0:
             if shutil.disk_usage(self.base).free < FULL_BYTES:
-                raise unusable(self.base, OSError(28, "No space left on device"))
+                raise unusable(self.base, OSError(errno.ENOSPC, ""))
             raise EmbeddedServerError(
                 f"initdb failed: {' '.join(result.stdout.split()[-60:])}",
                 advice=f"The programs are those in {self.programs.directory} ({self.programs.source}).",
@@ -278,7 +292,8 @@ class Cluster:
         """Remove the lock files of a postmaster that is dead.
 
         PostgreSQL does so itself unless the number in them has been given to another process since, as
-        happens after a crash of the machine.  A server that was not started by us is left to PostgreSQL's own checks.
+        happens after a crash of the machine.  A server that was not started by us is left to PostgreSQL's own
+        checks.
         """
         pid = self._recorded_pid()
         if pid and _serves(pid, self.data):

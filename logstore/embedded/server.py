@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 import logstore.errors
-from logstore.embedded.home import Home, Lock, ServerStatus, tail, wait_until
+from logstore.embedded.home import Home, Lock, ServerStatus, tail, unusable, wait_until
 from logstore.embedded.orders import Orders
 from logstore.errors import EmbeddedServerError
 
@@ -22,6 +24,8 @@ __all__ = ["EmbeddedServer", "Handle", "down", "run_in_foreground", "status"]
 
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 120.0
+_DEATHS: Final = 3
+_FULL_BYTES: Final = 1 << 20
 
 
 class Handle:
@@ -163,8 +167,13 @@ class EmbeddedServer:
         with Lock(self.home.starting) as starting:
             if not starting.wait(timeout_s):
                 raise self._too_slow(timeout_s)
+            deaths = 0
             while True:
                 if not self.home.alive():
+                    # It may be killed while it starts; one that dies each time has no room to say why.
+                    if deaths == _DEATHS:
+                        raise self._silent()
+                    deaths += 1
                     self._spawn()
                 left = deadline - time.monotonic()
                 if left <= 0 or not wait_until(self._settled, left):
@@ -177,6 +186,14 @@ class EmbeddedServer:
 
     def _settled(self) -> bool:
         return self.home.answers() or self.status().phase == "failed" or not self.home.alive()
+
+    def _silent(self) -> EmbeddedServerError:
+        if shutil.disk_usage(self.home.path).free < _FULL_BYTES:
+            return unusable(self.home.path, OSError(errno.ENOSPC, ""))
+        return EmbeddedServerError(
+            f"The supervisor died {_DEATHS} times without a word: {tail(self.home.supervisor_log)}",
+            advice=f"The whole log is {self.home.supervisor_log}.",
+        )
 
     def _spawn(self) -> None:
         env = dict(os.environ)

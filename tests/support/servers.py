@@ -49,6 +49,7 @@ class Server:
         """Make a database, with the schema in it or empty; answer its DSN."""
         if migrated and not self._template:
             template = f"logstore_template_{os.getpid()}"
+            self._execute("DROP DATABASE IF EXISTS {}", template)
             self._execute("CREATE DATABASE {}", template)
             migrations.upgrade(self.database(template))
             self._template = template
