@@ -26,6 +26,16 @@
     ├── UnsupportedCompressionTypeError
     ├── OffsetOutOfRangeError
     ├── NoOffsetForPartitionError          auto_offset_reset="none" and no position
+    ├── GroupError                         what is particular to groups
+    │   ├── UnknownMemberError             not a member of the group (any more)
+    │   ├── FencedInstanceIdError          another member has taken this group_instance_id
+    │   ├── CommitFailedError              the partition belongs to another member, or to a later claim
+    │   ├── GroupNotEmptyError             the group has members
+    │   ├── GroupNotFoundError
+    │   ├── InvalidSubscriptionError       a pattern that is no regular expression
+    │   ├── OffsetMetadataTooLargeError    more than 4096 bytes beside a committed offset
+    │   ├── InvalidRecordStateError        a record of a share group is not acquired by this member (any more)
+    │   └── InvalidGroupError              not a legal name, or a group of another kind
     ├── IllegalStateError                  a method called at the wrong moment
     │   ├── ClientClosedError
     │   └── ForkedClientError              a client used in a child process of fork()
@@ -57,16 +67,24 @@ __all__ = [
     "AuthorizationFailedError",
     "BufferExhaustedError",
     "ClientClosedError",
+    "CommitFailedError",
     "ConfigurationError",
     "ConnectionFailedError",
     "DeliveryTimeoutError",
     "EmbeddedServerError",
+    "FencedInstanceIdError",
     "ForkedClientError",
+    "GroupError",
+    "GroupNotEmptyError",
+    "GroupNotFoundError",
     "IllegalStateError",
     "InvalidArgumentError",
     "InvalidConfigError",
+    "InvalidGroupError",
     "InvalidPartitionsError",
     "InvalidRecordError",
+    "InvalidRecordStateError",
+    "InvalidSubscriptionError",
     "InvalidTimestampError",
     "InvalidTopicError",
     "LockTimeoutError",
@@ -74,6 +92,7 @@ __all__ = [
     "NoOffsetForPartitionError",
     "NotEnoughReplicasError",
     "NotLeaderError",
+    "OffsetMetadataTooLargeError",
     "OffsetOutOfRangeError",
     "RecordTooLargeError",
     "RequestTimedOutError",
@@ -86,6 +105,7 @@ __all__ = [
     "ServerError",
     "StorageFullError",
     "TopicAlreadyExistsError",
+    "UnknownMemberError",
     "UnknownOutcomeError",
     "UnknownTopicOrPartitionError",
     "UnsupportedCompressionTypeError",
@@ -171,7 +191,9 @@ class LockTimeoutError(RetriableError):
 class StorageFullError(RetriableError):
     """The server has no disk space left; nothing was written."""
 
-    advice = "Free space on the server, or shorten retention; the client keeps retrying until delivery_timeout_ms."
+    advice = (
+        "Free space on the server, or shorten retention; the client keeps retrying until delivery_timeout_ms."
+    )
 
 
 class ServerBusyError(RetriableError):
@@ -238,6 +260,60 @@ class NoOffsetForPartitionError(LogstoreError):
     """There is no position for the partition and auto_offset_reset is "none"."""
 
     advice = "seek() first, or set auto_offset_reset."
+
+
+class GroupError(LogstoreError):
+    """Something particular to groups went wrong."""
+
+
+class UnknownMemberError(GroupError):
+    """The client is not a member of the group, or not any more."""
+
+
+class FencedInstanceIdError(GroupError):
+    """Another member has joined with the same group_instance_id and has taken this one's place."""
+
+    fatal = True
+    advice = "Give every member of a group its own group_instance_id."
+
+
+class CommitFailedError(GroupError):
+    """The partition belongs to another member now, or to a later claim of it; nothing was committed."""
+
+    advice = (
+        "Its new owner begins at the last committed offset. If this member was too slow, raise "
+        "max_poll_interval_ms or lower max_poll_records."
+    )
+
+
+class GroupNotEmptyError(GroupError):
+    """The group has members; nothing was changed."""
+
+    advice = "Stop its members first; one that was killed is gone when its session timeout has passed."
+
+
+class GroupNotFoundError(GroupError):
+    """There is no group with this name."""
+
+    advice = "See what there is with `logstore group list`."
+
+
+class InvalidSubscriptionError(GroupError):
+    """The pattern is not a regular expression."""
+
+    advice = "Patterns are PostgreSQL's regular expressions and have to match the whole topic name."
+
+
+class OffsetMetadataTooLargeError(GroupError):
+    """The metadata of a committed offset is larger than 4096 bytes."""
+
+
+class InvalidRecordStateError(GroupError):
+    """The record is not acquired by this member, or not any more; its state is unchanged."""
+
+
+class InvalidGroupError(GroupError):
+    """The name is not legal for a group, or belongs to a group of another kind."""
 
 
 class IllegalStateError(LogstoreError):
@@ -318,6 +394,15 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS011": UnsupportedCompressionTypeError,
     "LS012": InvalidArgumentError,
     "LS013": NotLeaderError,
+    "LS020": UnknownMemberError,
+    "LS021": FencedInstanceIdError,
+    "LS022": CommitFailedError,
+    "LS023": GroupNotEmptyError,
+    "LS024": GroupNotFoundError,
+    "LS025": InvalidSubscriptionError,
+    "LS026": OffsetMetadataTooLargeError,
+    "LS027": InvalidRecordStateError,
+    "LS028": InvalidGroupError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

@@ -27,6 +27,11 @@ INSTALL_ORDER: Final = (
     "produce",
     "wake",
     "reclaim",
+    "group_heartbeats",
+    "group_assign",
+    "group_membership",
+    "group_offsets",
+    "group_views",
     "info",
 )
 """Each file uses only what the ones before it define, as far as PostgreSQL checks that when it creates an object."""
@@ -96,8 +101,9 @@ begin
                          (quote_ident(current_schema()), quote_ident(current_schema() || '_topics')) loop
         execute command;
     end loop;
-    for command in select format('drop routine if exists %s cascade', p.oid::regprocedure) from pg_catalog.pg_proc p
-                   where p.pronamespace = current_schema()::regnamespace loop
+    -- All the names first: dropping one routine drops those that use it, and then there is no name to be had.
+    foreach command in array (select array_agg(format('drop routine if exists %s cascade', p.oid::regprocedure))
+                              from pg_catalog.pg_proc p where p.pronamespace = current_schema()::regnamespace) loop
         execute command;
     end loop;
 end
