@@ -59,7 +59,7 @@ class ConsumerConfig:
     """Consumer groups are not there yet: anything but None is refused."""
     auto_offset_reset: str = whatever("latest", _reset_policy)
     """Where to begin in a partition without a position, or whose position has left the log: "earliest",
-    "latest", "none" (raise) or "by_duration:" and an ISO 8601 duration ("by_duration:PT1H": the last hour)."""
+    "latest", "none" (raise) or "by_duration:" and an ISO 8601 duration ("by_duration:PT1H", the last hour)."""
     max_poll_records: int = number(500, 1)
     """The most records that one poll returns."""
     fetch_max_bytes: int = number(52_428_800, 1)

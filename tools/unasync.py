@@ -27,7 +27,8 @@ RULES: list[tuple[str, str]] = [
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\bAsyncIterator\b", "Iterator"),
-    (r"\basynccontextmanager\b", "contextmanager"),
+    # An async generator has no "yield from", which is several times faster.
+    (r"for (\w+) in ([\w.]+):\n +yield \1\n", r"yield from \2\n"),
 ]
 
 HEADER = "# Generated from logstore/_async/{name} by tools/unasync.py; edit that file.\n"

@@ -59,7 +59,7 @@ class Connection:
         self._statements: dict[str, Any] = {}
         self._in_transaction = False
         self._doubtful: str | None = None
-        self._payloads: deque[str] = deque()
+        self._payloads: deque[str] = deque(maxlen=1000)  # nobody may be waiting for them
         self._arrived = asyncio.Event()
         self.dsn_for_display = dsn_for_display
         """Host, port, database and user; never the password."""

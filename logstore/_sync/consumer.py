@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from logstore._sync.fetcher import Fetcher
-from logstore._sync.session import Session
-
 from logstore._core.calls import EARLIEST, LATEST, ListedOffset
 from logstore._core.fetched import Deserializers
 from logstore._core.reset import ResetPolicy
 from logstore._core.subscription import Subscription
+from logstore._core.topic_name import check_topic_name
 from logstore._sync.concurrency import Lock, breathe, start_at_once
+from logstore._sync.fetcher import Fetcher
+from logstore._sync.session import Session
 from logstore.consumer_config import ConsumerConfig, ConsumerOptions
 from logstore.errors import (
     ForkedClientError,
@@ -97,7 +97,7 @@ class Consumer:
         self._iterator: Iterator[ConsumerRecord] = iter(())
         start_at_once(self)
 
-    # -- life ----------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Connect.  ``with`` does it, and so does the first use; harmless when it is done already."""
@@ -149,7 +149,7 @@ class Consumer:
         """Where the consumer is connected; None: it has not been yet."""
         return self._session.dsn
 
-    # -- what is read --------------------------------------------------------------------------------------
+    # -- what is read ----------------------------------------------------------------------------------------
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Read all partitions of these topics, instead of whatever was read before.
@@ -194,7 +194,7 @@ class Consumer:
     def partitions_for_topic(self, topic: str) -> set[int] | None:
         """The numbers of the partitions of a topic; None: there is no such topic."""
         self._ready()
-        found = self._fetcher.ask(self._calls.metadata([topic]))
+        found = self._fetcher.ask(self._calls.metadata([check_topic_name(topic)]))
         return set(range(found[0].partitions)) if found else None
 
     def topics(self) -> set[str]:
@@ -202,7 +202,7 @@ class Consumer:
         self._ready()
         return {each.topic for each in self._fetcher.ask(self._calls.metadata())}
 
-    # -- records -------------------------------------------------------------------------------------------
+    # -- records ---------------------------------------------------------------------------------------------
 
     def poll(
         self, timeout_ms: float = 0, max_records: int | None = None
@@ -246,8 +246,7 @@ class Consumer:
     def _records(self) -> Iterator[ConsumerRecord]:
         try:
             while True:
-                for record in self._iterator:
-                    yield record
+                yield from self._iterator
                 self._iterator = self._next_records()
         except StopIteration:
             return
@@ -299,7 +298,7 @@ class Consumer:
             self._subscription.has_room = False
             self._fetcher.disturb()
 
-    # -- positions -----------------------------------------------------------------------------------------
+    # -- positions -------------------------------------------------------------------------------------------
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """The next record of ``partition`` is the one at ``offset``, or the first one after it.
@@ -381,7 +380,7 @@ class Consumer:
         with self._lock:
             return self._subscription.paused()
 
-    # -- what there is to read -----------------------------------------------------------------------------
+    # -- what there is to read -------------------------------------------------------------------------------
 
     def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Where the log of each partition begins: the offset of its first record, if it has any."""
@@ -430,7 +429,7 @@ class Consumer:
         )
         return {tps[row.idx - 1]: row for row in rows}
 
-    # -- checks --------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------------------
 
     def _usable(self) -> None:
         if os.getpid() != self._pid:
@@ -459,17 +458,13 @@ class Consumer:
 def _names(topics: Iterable[str]) -> tuple[str, ...] | None:
     names = tuple(dict.fromkeys(topics))
     for name in names:
-        if not isinstance(name, str) or not name:
-            raise InvalidArgumentError(
-                f"A topic is named by a string, not {name!r}.",
-                advice="The DSN is a keyword argument: Consumer('orders', dsn=…).",
-            )
+        check_topic_name(name)
     return names or None
 
 
 def _partition(tp: TopicPartition) -> TopicPartition:
     if isinstance(tp, tuple) and len(tp) == 2:
         topic, number = tp
-        if isinstance(topic, str) and isinstance(number, int) and number >= 0:
-            return TopicPartition(topic, number)
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31:
+            return TopicPartition(check_topic_name(topic), number)
     raise InvalidArgumentError(f"A partition is a TopicPartition of a name and a number, not {tp!r}.")

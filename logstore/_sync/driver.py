@@ -86,7 +86,7 @@ class Connection:
         self._cursor = psycopg.RawCursor(raw)
         self._in_transaction = False
         self._doubtful: str | None = None
-        self._payloads: deque[str] = deque()
+        self._payloads: deque[str] = deque(maxlen=1000)  # nobody may be waiting for them
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)

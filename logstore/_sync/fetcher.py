@@ -13,9 +13,6 @@ from collections import deque
 from random import random
 from typing import Any, Generic, TypeVar
 
-from logstore._sync.session import Session
-from logstore._sync.waiting import Waiting
-
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, TopicMetadata
@@ -23,6 +20,8 @@ from logstore._core.pace import Way
 from logstore._core.subscription import Subscription
 from logstore._sync.concurrency import Condition, Lock, Task, spawn
 from logstore._sync.driver import Connection
+from logstore._sync.session import Session
+from logstore._sync.waiting import Waiting
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
     ClientClosedError,
