@@ -209,7 +209,7 @@ class Cluster:
         wheel = self.programs.directory.parents[1]
         if not (wheel / "pginstall").is_dir():
             raise EmbeddedServerError(
-                f"PostgreSQL cannot run as root, and the account {self.identity.name} cannot reach its programs "
+                f"PostgreSQL cannot run as root, and {self.identity.name} cannot reach its programs "
                 f"in {self.programs.directory}.",
                 advice="Open the way to them, set LOGSTORE_PG_BIN, or run as another user.",
             )

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from logstore import migrations
+
 if TYPE_CHECKING:
     from logstore.embedded.server import Handle
 
@@ -19,22 +21,22 @@ class Resolved:
     dsn: str
     embedded: bool
     keep: Handle | None = None
-    """Keeps the embedded server running:
+    """Keeps the embedded server running: close it with the client.
 
-    close it with the client.  ``keep.revive()`` starts a killed server again.
+    ``keep.revive()`` starts a killed server again.
     """
 
 
 def resolve(dsn: str | None = None, schema: str = "logstore") -> Resolved:
-    """The argument, else ``LOGSTORE_DSN``, else the embedded server, started or joined, its schema brought
-    up to date.
+    """The argument, else ``LOGSTORE_DSN``, else the embedded server, its schema brought up to date.
 
-    Takes milliseconds when the embedded server runs; blocks up to two minutes while it starts.
+    Takes milliseconds when the embedded server runs; starts it and blocks up to two minutes when it does not.
     Raises :class:`~logstore.errors.EmbeddedServerError`.
     """
     given = dsn or os.environ.get("LOGSTORE_DSN")
     if given:
         return Resolved(given, embedded=False)
+    # Not needed, and not loaded, where there is a DSN.
     from logstore.embedded.server import EmbeddedServer
 
     handle = EmbeddedServer().start_or_join()
@@ -47,6 +49,5 @@ def resolve(dsn: str | None = None, schema: str = "logstore") -> Resolved:
 
 
 def _bring_up_to_date(dsn: str, schema: str) -> None:
-    from logstore import migrations
-
-    migrations.upgrade(dsn, schema)
+    if not migrations.status(dsn, schema).up_to_date:
+        migrations.upgrade(dsn, schema)
