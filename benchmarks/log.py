@@ -110,3 +110,19 @@ def create_topic(dsn: str, topic: str, partitions: int) -> int:
     with Admin(dsn) as admin:
         admin.create_topic(topic, partitions=partitions)
     return topic_id(dsn, topic)
+
+
+def request_shapes(dsn: str, topic: str) -> list[list[tuple[int, int]]]:
+    """How the client cut what is in ``topic``: the (partition, records) of the batches of each request."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        rows = connection.execute(
+            """
+            SELECT array_agg("partition" ORDER BY "partition"), array_agg(record_count ORDER BY "partition")
+            FROM (SELECT xmin::text AS request, "partition", record_count, last_offset
+                  FROM logstore.batches WHERE topic_id = %s) AS batch
+            GROUP BY request
+            ORDER BY min(request::int8)
+            """,
+            [topic_id(dsn, topic)],
+        ).fetchall()
+    return [list(zip(partitions, counts, strict=True)) for partitions, counts in rows]

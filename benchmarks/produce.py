@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 
-from logstore.config import ProducerConfig
-
 from benchmarks import ceilings
 from benchmarks.figures import Section, interleave, median_ratio, rate
-from benchmarks.log import BenchServer, create_topic
-from benchmarks.workload import PARTITIONS, Workload
+from benchmarks.log import BenchServer, create_topic, request_shapes
+from benchmarks.workload import PARTITIONS, Batch, Workload
 from logstore import AsyncProducer, Producer
 
 __all__ = ["produce"]
@@ -24,7 +22,9 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
     """``send`` loop and ``send_many``, both colours, with the ceilings between them."""
     dsn = server.fresh_log("bench_produce")
     workload = Workload(records)
-    requests = workload.requests(ProducerConfig().batch_size)
+    create_topic(dsn, "shape", PARTITIONS)
+    _send_many(dsn, "shape", workload)
+    requests = workload.requests(request_shapes(dsn, "shape"))
     bare = ceilings.BareTable(dsn, "bare_copy")
     rows = bare.rows(workload)
     numbers = count()
@@ -75,8 +75,8 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
     section = Section(
         "Produce",
         f"{records:,} records a sample, 16-byte keys, 100-byte values, {PARTITIONS} partitions, "
-        f"acks=1, durable, one client process; medians of {repetitions}. The bare append sends batches "
-        "as the client cuts them.",
+        f"acks=1, durable, one client process; medians of {repetitions}. The bare append sends the "
+        f"{len(requests):,} requests that `send_many` made, of {_batches(requests):,} batches.",
     )
     labels = {
         "send": "`Producer.send` in a loop, then `flush`",
@@ -146,3 +146,7 @@ def _async_send_many(dsn: str, topic: str, workload: Workload) -> None:
             await producer.flush()
 
     asyncio.run(run())
+
+
+def _batches(requests: list[list[Batch]]) -> int:
+    return sum(map(len, requests))

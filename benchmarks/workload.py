@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-__all__ = ["Batch", "Workload"]
+__all__ = ["PARTITIONS", "VALUE_BYTES", "Batch", "Workload"]
 
 PARTITIONS: Final = 4
 KEY_BYTES: Final = 16
 VALUE_BYTES: Final = 100
 DISTINCT_KEYS: Final = 10_000
-_RECORD_OVERHEAD: Final = 24
-_BATCH_OVERHEAD: Final = 128
 
 
 @dataclass(frozen=True)
@@ -47,29 +46,28 @@ class Workload:
             source[place : place + VALUE_BYTES] for place in range(0, VALUE_BYTES * self.records, VALUE_BYTES)
         ]
 
-    def requests(self, batch_size: int) -> list[list[Batch]]:
-        """The records as the client groups them: by CRC32 of the key, batches of up to ``batch_size`` bytes.
+    def requests(self, shape: Iterable[Sequence[tuple[int, int]]]) -> list[list[Batch]]:
+        """The records in requests of this shape: for each the (partition, record count) of its batches.
 
-        A request holds the next batch of every partition, in ascending order.
+        Keyed records fall to partitions by CRC32, as they do in the client.
         """
-        record_size = _RECORD_OVERHEAD + KEY_BYTES + VALUE_BYTES
-        length = max(1, (batch_size - _BATCH_OVERHEAD) // record_size)
         keys: list[list[bytes]] = [[] for _ in range(self.partitions)]
         values: list[list[bytes]] = [[] for _ in range(self.partitions)]
         for key, value in zip(self.keys, self.values, strict=True):
             partition = zlib.crc32(key) % self.partitions
             keys[partition].append(key)
             values[partition].append(value)
-        longest = max(map(len, keys))
-        return [
-            [
-                Batch(
-                    partition,
-                    keys[partition][place : place + length],
-                    values[partition][place : place + length],
-                )
-                for partition in range(self.partitions)
-                if place < len(keys[partition])
-            ]
-            for place in range(0, longest, length)
-        ]
+        begin = [0] * self.partitions
+        requests = []
+        for request in shape:
+            batches = []
+            for partition, count in request:
+                taken = slice(begin[partition], begin[partition] + count)
+                begin[partition] += count
+                batches.append(Batch(partition, keys[partition][taken], values[partition][taken]))
+            requests.append(batches)
+        if begin != list(map(len, keys)):
+            raise AssertionError(
+                f"the shape has {begin} records of each partition, the workload {list(map(len, keys))}"
+            )
+        return requests

@@ -1,0 +1,121 @@
+"""The tables of ``docs/reference``, made from the code that they describe."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+
+from logstore import errors
+
+
+def options(config: type[Any]) -> str:
+    """Every option of a client: its default and the docstring below its field."""
+    documentation = attribute_docs(config)
+    rows = []
+    for item in sorted(dataclasses.fields(config), key=lambda item: item.name):
+        default = item.default
+        required = default is dataclasses.MISSING
+        rows.append(
+            (
+                f"`{item.name}`",
+                "required" if required else f"`{_shown(item.name, default)}`",
+                documentation[item.name],
+            )
+        )
+    return table(("option", "default", "meaning"), rows)
+
+
+def error_classes() -> str:
+    """Every error: its parent, flags, SQLSTATEs, meaning and advice, parents first."""
+    sqlstates: dict[str, list[str]] = {}
+    for code, cls in errors.BY_SQLSTATE.items():
+        sqlstates.setdefault(cls.__name__, []).append(code if len(code) == 5 else f"{code}xxx")
+    rows = []
+    for cls in _tree(errors.LogstoreError):
+        parent = cls.__mro__[1].__name__
+        meaning = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+        rows.append(
+            (
+                f"`{cls.__name__}`",
+                f"`{parent}`" if parent != "Exception" else "",
+                "yes" if cls.retriable else "",
+                "yes" if cls.fatal else "",
+                ", ".join(f"`{code}`" for code in sqlstates.get(cls.__name__, [])),
+                f"{meaning} {cls.advice}".strip(),
+            )
+        )
+    return table(("error", "is a", "retriable", "fatal", "SQLSTATE", "meaning and advice"), rows)
+
+
+def topic_configs(dsn: str) -> str:
+    """Every topic config, from the definitions in the database."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        found = connection.execute(
+            'SELECT name, type, "default", "values", minimum, maximum, doc'
+            " FROM logstore.topic_config ORDER BY name"
+        ).fetchall()
+    rows = []
+    for name, kind, default, values, minimum, maximum, doc in found:
+        allowed = ", ".join(f"`{value}`" for value in values) if values else f"{minimum} to {maximum}"
+        if kind == "list":
+            allowed = f"any of {allowed}"
+        rows.append((f"`{name}`", f"`{default}`" if default else "empty", allowed, doc))
+    return table(("config", "default", "allowed", "meaning"), rows)
+
+
+def exit_codes(docstring: str) -> str:
+    """The table in the docstring of ``logstore.cli.failures``."""
+    rows = []
+    for line in docstring.splitlines():
+        match = re.fullmatch(r"(\d+)\s+(.+)", line)
+        if match:
+            rows.append((match[1], match[2].replace("``", "`")))
+    return table(("code", "meaning"), rows)
+
+
+def attribute_docs(cls: type[Any]) -> dict[str, str]:
+    """The string literal below each annotated name of a class."""
+    tree = ast.parse(inspect.getsource(cls))
+    body = tree.body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
+        ):
+            found[statement.target.id] = " ".join(following.value.value.replace("``", "`").split())
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _shown(name: str, default: object) -> str:
+    if name == "acks":
+        return '"all"'
+    return (
+        f'"{default}"'
+        if isinstance(default, str)
+        else f"{default:_}"
+        if type(default) is int
+        else str(default)
+    )
+
+
+def _tree(cls: type[errors.LogstoreError]) -> Iterable[type[errors.LogstoreError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _tree(child)
