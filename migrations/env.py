@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the revisions on the connection that the runner hands over, in the runner's transaction."""
+"""Alembic's environment: runs the revisions on the connection that the runner hands over."""
 
 from alembic import context
 

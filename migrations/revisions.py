@@ -1,7 +1,7 @@
 """Alembic, driven on a connection that somebody else opened and commits.
 
-Apart from :mod:`logstore.migrations.runner` because importing Alembic and SQLAlchemy takes longer than most upgrades, which find
-nothing to do.
+Apart from :mod:`logstore.migrations.runner` because importing Alembic and SQLAlchemy takes longer than most
+upgrades, which find nothing to do.
 """
 
 from __future__ import annotations

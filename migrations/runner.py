@@ -1,7 +1,8 @@
 """Upgrade, downgrade and status of a log's schema.
 
-Safe to call from several processes at once: whoever comes second waits for the first on an advisory lock and finds nothing to
-do.  Nothing here needs a superuser; the first upgrade needs CREATE on the database, or the two schemas to exist already.
+Safe to call from several processes at once: whoever comes second waits for the first on an advisory lock and
+finds nothing to do.  Nothing here needs a superuser; the first upgrade needs CREATE on the database, or the
+two schemas to exist already.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ REQUIRED_REVISION: Final = max(
     for file in (resources.files(__package__) / "versions").iterdir()
     if file.name[:4].isdecimal()
 )
-"""The newest revision, which this release's functions and clients need.  Revisions are numbered, one after the other."""
+"""The newest revision, which this release's functions and clients need.  Revisions have numbers."""
 
 Raw = psycopg.Connection[tuple[Any, ...]]
 
@@ -54,9 +55,9 @@ class SchemaStatus:
 def upgrade(dsn: str, schema: str = "logstore", revision: str = "head") -> None:
     """Bring the log in ``schema`` to ``revision``, making it if there is none; all or nothing.
 
-    ``dsn`` is a libpq URI or key/value string.  Raises :class:`~logstore.errors.UnsupportedServerError` on PostgreSQL older than 15,
-    :class:`~logstore.errors.SchemaVersionError` if the log is newer than this release, and what
-    :func:`~logstore.errors.from_server` makes of the server's errors.
+    ``dsn`` is a libpq URI or key/value string.  Raises :class:`~logstore.errors.UnsupportedServerError` on
+    PostgreSQL older than 15, :class:`~logstore.errors.SchemaVersionError` if the log is newer than this
+    release, and what :func:`~logstore.errors.from_server` makes of the server's errors.
     """
     to_head = revision in ("head", REQUIRED_REVISION)
     with _connection(dsn, schema) as raw:
@@ -71,7 +72,7 @@ def upgrade(dsn: str, schema: str = "logstore", revision: str = "head") -> None:
                 return
             if now.current is not None and not steps.known(now.current):
                 raise errors.SchemaVersionError(
-                    f"The log in schema {schema} has revision {now.current}, which this release does not know.",
+                    f"The log in schema {schema} has revision {now.current}, newer than this release.",
                     advice="Install the release of logstore-pg that made it, or a newer one.",
                     details={"current": now.current, "head": now.head},
                 )
@@ -83,9 +84,10 @@ def upgrade(dsn: str, schema: str = "logstore", revision: str = "head") -> None:
 
 
 def downgrade(dsn: str, schema: str, revision: str) -> None:
-    """Take the log in ``schema`` back to ``revision``; ``base`` removes it, with all its records; all or nothing.
+    """Take the log in ``schema`` back to ``revision``, or remove it with all its records (``base``).
 
-    The functions go in any case: the release that ``revision`` belongs to brings its own with its own upgrade.
+    All or nothing.  The functions go in any case: the release that ``revision`` belongs to brings its own
+    with its own upgrade.
     """
     from logstore.migrations import revisions
 
@@ -131,14 +133,15 @@ def _connection(dsn: str, schema: str) -> Iterator[Raw]:
     """A connection in a transaction that is committed at the end, with the server's errors in our classes."""
     if not 0 < len(schema.encode()) <= _LONGEST_SCHEMA or "\0" in schema or schema.startswith("pg_"):
         raise errors.InvalidArgumentError(
-            f"{schema!r} cannot be the log's schema: a name has 1 to {_LONGEST_SCHEMA} bytes and does not begin with pg_."
+            f"{schema!r} cannot be the log's schema: "
+            f"a name has 1 to {_LONGEST_SCHEMA} bytes and does not begin with pg_."
         )
     try:
         # Prepared statements would not survive a pooler.
         with psycopg.connect(dsn, prepare_threshold=None, application_name="logstore schema") as raw:
             if raw.info.server_version < _OLDEST_SERVER:
                 raise errors.UnsupportedServerError(
-                    f"The server is PostgreSQL {raw.info.server_version // 10000}; logstore needs 15 or newer.",
+                    f"The server is PostgreSQL {raw.info.server_version // 10000}; 15 or newer is needed.",
                     details={"server_version": raw.info.server_version},
                 )
             yield raw
@@ -158,7 +161,7 @@ def _ours(error: psycopg.Error) -> errors.LogstoreError:
 
 
 def _lock(raw: Raw, schema: str) -> None:
-    """Wait until nobody else changes this schema; held to the end of the transaction, so that it works through a pooler."""
+    # Of the transaction, not the session, so that it works through a pooler.
     raw.execute("SELECT pg_advisory_xact_lock(hashtext('logstore schema'), hashtext(%s))", [schema])
 
 

@@ -1,7 +1,8 @@
 """The SQL objects of the log: functions and views, as they are today.
 
-One object or small family a file.  The texts use unqualified names and say nothing of the schema they live in: the installer
-(:mod:`logstore.migrations`) sets ``search_path`` first.  Tables change by migrations, not here.
+One object or small family a file.  The texts use unqualified names and say nothing of the schema they live
+in: the installer (:mod:`logstore.migrations`) sets ``search_path`` first.  Tables change by migrations, not
+here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ INSTALL_ORDER: Final = (
     "server",
     "configs",
     "segments",
-    "views",
+    "records",
     "topics",
     "append",
     "fetch",
+    "views",
     "offsets",
     "read",
     "produce",
@@ -34,7 +36,7 @@ INSTALL_ORDER: Final = (
     "group_views",
     "info",
 )
-"""Each file uses only what the ones before it define, as far as PostgreSQL checks that when it creates an object."""
+"""A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""
 
 
 def read(name: str) -> str:
@@ -102,8 +104,9 @@ begin
         execute command;
     end loop;
     -- All the names first: dropping one routine drops those that use it, and then there is no name to be had.
-    foreach command in array (select array_agg(format('drop routine if exists %s cascade', p.oid::regprocedure))
-                              from pg_catalog.pg_proc p where p.pronamespace = current_schema()::regnamespace) loop
+    foreach command in array (
+        select array_agg(format('drop routine if exists %s cascade', p.oid::regprocedure))
+        from pg_catalog.pg_proc p where p.pronamespace = current_schema()::regnamespace) loop
         execute command;
     end loop;
 end

@@ -1,10 +1,12 @@
 -- The write path.
 
--- Takes the partition's row lock, FOR NO KEY UPDATE, to the end of the transaction (and, once a segment, the topic's guard and row, without waiting for either);
--- reads the partition's and the topic's row and the last batch; writes one batch; returns {base offset, append time in ms or -1 with CreateTime, log start}.
--- acks: 0 synchronous_commit=off, 1 local, -1 on, null: as the session has it. Several in one statement have to be in ascending order of (topic_id, partition).
--- LS001 no such partition, LS007 too large, LS008 a time stamp out of range, LS009 too few replicas, LS010 arrays that do not fit each other,
--- LS012 acks or isolation level, LS013 another leader epoch.
+-- Takes the partition's row lock, FOR NO KEY UPDATE, to the end of the transaction (and, once a segment, the
+-- topic's guard and row, without waiting for either); reads the partition's and the topic's row and the last
+-- batch; writes one batch; returns {base offset, append time in ms or -1 with CreateTime, log start}. acks: 0
+-- synchronous_commit=off, 1 local, -1 on, null: as the session has it. Several in one statement have to be in
+-- ascending order of (topic_id, partition). LS001 no such partition, LS007 too large, LS008 a time stamp out
+-- of range, LS009 too few replicas, LS010 arrays that do not fit each other, LS012 acks or isolation level,
+-- LS013 another leader epoch.
 create or replace function append(
     topic_id int4, "partition" int4, record_count int4, max_timestamp int8, timestamps int8[], keys bytea[], "values" bytea[],
     header_records int4[], header_keys text[], header_values bytea[],
@@ -106,7 +108,8 @@ begin
         segment := active;
     end if;
 
-    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this one.
+    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this
+    -- one.
     execute format($insert$
         insert into %1$I (topic_id, segment, partition, base_offset, last_offset, record_count, leader_epoch,
             producer_id, producer_epoch, base_sequence, last_sequence, append_time, timestamp_type, max_timestamp,
@@ -131,7 +134,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads the catalog, writes nothing, never returns: raises LS001 with whatever of the two is missing.
+-- Takes no lock, reads the catalog, writes nothing, never returns: raises LS001 with whatever of the two is
+-- missing.
 create or replace function no_partition(topic_id int4, "partition" int4) returns void
 language plpgsql stable set search_path from current as $$
 declare
@@ -145,7 +149,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads and writes nothing, returns whether the header arrays are parallel, name records of the batch in ascending order and name no header null.
+-- Takes no lock, reads and writes nothing, returns whether the header arrays are parallel, name records of
+-- the batch in ascending order and name no header null.
 create or replace function headers_fit(record_count int4, header_records int4[], header_keys text[], header_values bytea[]) returns boolean
 language sql immutable set search_path from current
 return array_ndims(header_records) = 1 and array_ndims(header_keys) = 1 and array_ndims(header_values) = 1
@@ -154,7 +159,8 @@ return array_ndims(header_records) = 1 and array_ndims(header_keys) = 1 and arra
     and header_records[1] >= 1 and header_records[cardinality(header_records)] <= record_count
     and header_records = array(select u from unnest(header_records) u order by u);
 
--- Needs the partition's row lock; reads whether the partition has anything in its segment and then does as roll_segment does; returns the active segment.
+-- Needs the partition's row lock; reads whether the partition has anything in its segment and then does as
+-- roll_segment does; returns the active segment.
 create or replace function roll_if_used(topic_id int4, segment int4, "partition" int4) returns int4
 language plpgsql volatile set search_path from current as $$
 declare

@@ -1,6 +1,7 @@
 -- Topic configs: one table of names, defaults, ranges and meanings, from which everything else is worked out.
 
--- Kafka's names and defaults. type: long, int, double, string (one of "values") or list (some of "values", comma separated).
+-- Kafka's names and defaults. type: long, int, double, string (one of "values") or list (some of "values",
+-- comma separated).
 create or replace view topic_config as
 select d.name::text, d.type::text, d."default"::text, d.minimum::numeric, d.maximum::numeric, d."values"::text[], d.doc::text
 from (values
@@ -38,7 +39,8 @@ from (values
      'The age at which a segment with records is closed, in ms, even if it is small.')
 ) as d (name, type, "default", minimum, maximum, "values", doc);
 
--- Takes no lock, reads the definitions, writes nothing, returns the definition of one config. LS004: there is none.
+-- Takes no lock, reads the definitions, writes nothing, returns the definition of one config. LS004: there is
+-- none.
 create or replace function config_definition(name text) returns topic_config
 language plpgsql stable set search_path from current as $$
 #variable_conflict use_column
@@ -55,8 +57,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads the definitions, writes nothing, returns value in its normal form. LS004: unknown name or value out of range, LS011: a codec
--- that this server cannot apply.
+-- Takes no lock, reads the definitions, writes nothing, returns value in its normal form. LS004: unknown name
+-- or value out of range, LS011: a codec that this server cannot apply.
 create or replace function checked_config(name text, value text) returns text
 language plpgsql stable set search_path from current as $$
 declare
@@ -98,8 +100,9 @@ begin
 end
 $$;
 
--- Takes no lock, reads the definitions, writes nothing, returns the overrides "old" changed by the object set_configs (name to value, null to
--- unset) and without the names in unset. LS004: not an object of plain values, an unknown name, a value out of range.
+-- Takes no lock, reads the definitions, writes nothing, returns the overrides "old" changed by the object
+-- set_configs (name to value, null to unset) and without the names in unset. LS004: not an object of plain
+-- values, an unknown name, a value out of range.
 create or replace function changed_configs(old jsonb, set_configs jsonb, unset text[]) returns jsonb
 language plpgsql stable set search_path from current as $$
 declare
@@ -125,14 +128,16 @@ begin
 end
 $$;
 
--- Takes no lock, reads the definitions, writes nothing, returns every config's value: the override, else the default.
+-- Takes no lock, reads the definitions, writes nothing, returns every config's value: the override, else the
+-- default.
 create or replace function effective_configs(overrides jsonb) returns jsonb
 language sql stable set search_path from current
 begin atomic
     select jsonb_object_agg(c.name, coalesce(overrides ->> c.name, c."default")) from topic_config c;
 end;
 
--- Takes no lock, reads the topic's row, writes nothing, returns every config with its value and definition. LS001: no such topic.
+-- Takes no lock, reads the topic's row, writes nothing, returns every config with its value and definition.
+-- LS001: no such topic.
 create or replace function describe_configs(topic text)
 returns table (name text, value text, "default" text, is_default boolean, type text, "values" text[], minimum text, maximum text, doc text)
 language plpgsql stable security definer set search_path from current as $$

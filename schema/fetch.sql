@@ -1,7 +1,8 @@
 -- The read path of the clients.
 
--- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, one statement a leaf, all in one snapshot; writes nothing; returns for
--- the i-th wanted partition its log start, its end and the running values of its last batch (null: none in the active segment). No row: no such partition.
+-- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, one statement a
+-- leaf, all in one snapshot; writes nothing; returns for the i-th wanted partition its log start, its end and
+-- the running values of its last batch (null: none in the active segment). No row: no such partition.
 create or replace function partition_tips(topic_ids int4[], partitions int4[])
 returns table (idx int4, topic_id int4, "partition" int4, segment int4, segment_start int8, log_start int8, end_offset int8, leader_epoch int4,
                bytes int8, min_timestamp int8, max_timestamp int8, disorder int8)
@@ -30,8 +31,8 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads as partition_tips does, writes nothing, returns for the i-th wanted partition the offsets between which it can be read
--- (null where there is no such partition).
+-- Takes no lock beyond ACCESS SHARE; reads as partition_tips does, writes nothing, returns for the i-th
+-- wanted partition the offsets between which it can be read (null where there is no such partition).
 create or replace function high_watermarks(topic_ids int4[], partitions int4[])
 returns table (idx int4, log_start int8, high_watermark int8)
 language sql stable security definer set search_path from current
@@ -42,7 +43,8 @@ begin atomic
     order by w.idx;
 end;
 
--- Takes no lock, reads the catalog, writes nothing, returns the segment in which the partition keeps offset (or the next one that it has).
+-- Takes no lock, reads the catalog, writes nothing, returns the segment in which the partition keeps offset
+-- (or the next one that it has).
 create or replace function segment_of(p topic_partition, "offset" int8) returns int4
 language sql stable set search_path from current
 begin atomic
@@ -51,10 +53,12 @@ begin atomic
                       order by s.last_offset limit 1) end;
 end;
 
--- Takes no lock beyond ACCESS SHARE; reads the tips of the wanted partitions and, from each one's offset on, batches of the segment that holds that offset: whole
--- ones, in order, at most 1,000 of a partition, as many as fit max_partition_bytes (but at least one) and, in the order of the arrays, max_bytes (but at least
+-- Takes no lock beyond ACCESS SHARE; reads the tips of the wanted partitions and, from each one's offset on,
+-- batches of the segment that holds that offset: whole ones, in order, at most 1,000 of a partition, as many
+-- as fit max_partition_bytes (but at least one) and, in the order of the arrays, max_bytes (but at least
 -- one). One snapshot, one statement. Writes nothing; returns first one row a wanted partition, with
--- log_start, high_watermark and base_offset null (log_start null: no such partition), then the batches. An offset out of range brings no batch.
+-- log_start, high_watermark and base_offset null (log_start null: no such partition), then the batches. An
+-- offset out of range brings no batch.
 create or replace function "fetch"(topic_ids int4[], partitions int4[], offsets int8[], max_bytes int4, max_partition_bytes int4)
 returns table (idx int4, log_start int8, high_watermark int8, base_offset int8, last_offset int8, record_count int4, leader_epoch int4,
                timestamp_type int2, max_timestamp int8, timestamps int8[], keys bytea[], "values" bytea[],

@@ -7,8 +7,9 @@ begin atomic
     select version_num::text from alembic_version;
 end;
 
--- Takes no lock, reads the version table and the server's state, writes nothing, returns one row. fingerprint tells which functions are installed; a client behind
--- a pooler sees a backend_pid that is not its connection's.
+-- Takes no lock, reads the version table and the server's state, writes nothing, returns one row. fingerprint
+-- tells which functions are installed; a client behind a pooler sees a backend_pid that is not its
+-- connection's.
 create or replace function info()
 returns table (revision text, fingerprint text, server_version_num int4, is_in_recovery boolean, backend_pid int4, lz4 boolean)
 language sql stable security definer set search_path from current

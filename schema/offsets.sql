@@ -1,9 +1,11 @@
 -- Which offset is it? Look-ups by time, and the start of the log.
 
--- Takes no lock beyond ACCESS SHARE; reads about log2(records) batches of one partition of one segment, from the index; writes nothing; returns the last offset of the
--- first batch up to and with which the largest time stamp is "timestamp" or more: no earlier batch of the segment has such a record. Null: nor has any later one.
+-- Takes no lock beyond ACCESS SHARE; reads about log2(records) batches of one partition of one segment, from
+-- the index; writes nothing; returns the last offset of the first batch up to and with which the largest time
+-- stamp is "timestamp" or more: no earlier batch of the segment has such a record. Null: nor has any later
+-- one.
 create or replace function time_position(topic_id int4, segment int4, "partition" int4, "timestamp" int8) returns int8
-language plpgsql stable set search_path from current as $$
+language plpgsql stable strict set search_path from current as $$
 declare
     found_at int8;
 begin
@@ -24,8 +26,9 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the catalog, searches the segments that may have it, from the log start on; writes nothing; returns the first record with
--- this time stamp or a later one: all null if there is none.
+-- Takes no lock beyond ACCESS SHARE; reads the catalog, searches the segments that may have it, from the log
+-- start on; writes nothing; returns the first record with this time stamp or a later one: all null if there
+-- is none.
 create or replace function offset_for_time(p topic_partition, "timestamp" int8, out "offset" int8, out found_timestamp int8, out leader_epoch int4)
 language plpgsql stable set search_path from current as $$
 declare
@@ -56,8 +59,9 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the catalog, and the batches from the log start on only of the segment that the log start lies in; writes nothing;
--- returns the largest time stamp of the partition's records, null if there are none.
+-- Takes no lock beyond ACCESS SHARE; reads the catalog, and the batches from the log start on only of the
+-- segment that the log start lies in; writes nothing; returns the largest time stamp of the partition's
+-- records, null if there are none.
 create or replace function largest_timestamp(p topic_partition) returns int8
 language plpgsql stable set search_path from current as $$
 declare
@@ -80,9 +84,11 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and tips, and searches the log for time stamps; writes nothing; returns the i-th partition's offset for
--- its spec: -1 the end, -2 the log start, -3 the record with the largest time stamp (the first such), from 0 on the first record with that time stamp (ms) or a
--- later one; offset and timestamp are null where there is no such record. LS001: no such partition, LS012: no such spec.
+-- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and tips, and searches the log for time
+-- stamps; writes nothing; returns the i-th partition's offset for its spec: -1 the end, -2 the log start, -3
+-- the record with the largest time stamp (the first such), from 0 on the first record with that time stamp
+-- (ms) or a later one; offset and timestamp are null where there is no such record. LS001: no such partition,
+-- LS012: no such spec.
 create or replace function list_offsets(topic_ids int4[], partitions int4[], specs int8[])
 returns table (idx int4, "offset" int8, "timestamp" int8, leader_epoch int4)
 language plpgsql stable security definer set search_path from current as $$
@@ -113,8 +119,9 @@ begin
 end
 $$;
 
--- Takes the partition's row lock, so it waits for an append that is under way; reads the partition's end, writes its row, returns the new log start: before_offset (-1: the
--- end), or the old one if that is larger. Space is freed when whole segments lie below. LS001, LS006: before_offset is beyond the end.
+-- Takes the partition's row lock, so it waits for an append that is under way; reads the partition's end,
+-- writes its row, returns the new log start: before_offset (-1: the end), or the old one if that is larger.
+-- Space is freed when whole segments lie below. LS001, LS006: before_offset is beyond the end.
 create or replace function delete_records(topic text, "partition" int4, before_offset int8) returns int8
 language plpgsql volatile security definer set search_path from current as $$
 declare

@@ -1,6 +1,7 @@
 -- Segments: the leaf tables b_<topic_id>_<segment> that hold the batches.
 
--- Takes no lock, reads and writes nothing, returns when a segment made at created_at is old enough to be closed, in ms since the epoch.
+-- Takes no lock, reads and writes nothing, returns when a segment made at created_at is old enough to be
+-- closed, in ms since the epoch.
 create or replace function roll_time(configs jsonb, created_at timestamptz) returns int8
 language sql volatile set search_path from current
 begin atomic
@@ -10,8 +11,9 @@ begin atomic
         9223372036854775807)::int8;
 end;
 
--- Locks the topic's table in SHARE UPDATE EXCLUSIVE mode, which appends and reads do not notice, reads the topic's configs, makes and attaches the leaf for
--- one more segment and writes its catalog row, returns nothing. (CREATE TABLE ... PARTITION OF would wait for everybody and block every append.)
+-- Locks the topic's table in SHARE UPDATE EXCLUSIVE mode, which appends and reads do not notice, reads the
+-- topic's configs, makes and attaches the leaf for one more segment and writes its catalog row, returns
+-- nothing. (CREATE TABLE ... PARTITION OF would wait for everybody and block every append.)
 create or replace function add_segment(topic_id int4, segment int4) returns void
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -35,8 +37,9 @@ begin
 end
 $$;
 
--- Tries the topic's guard and, if somebody else has it or the topic has gone on from segment already, does nothing; else takes the topic's row lock, makes the
--- next segment and makes it the active one. Returns the active segment as it then is. Partitions follow by themselves at their next append.
+-- Tries the topic's guard and, if somebody else has it or the topic has gone on from segment already, does
+-- nothing; else takes the topic's row lock, makes the next segment and makes it the active one. Returns the
+-- active segment as it then is. Partitions follow by themselves at their next append.
 create or replace function roll_segment(topic_id int4, segment int4) returns int4
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -58,8 +61,9 @@ begin
 end
 $$;
 
--- Needs the partition's row lock, which append() holds; reads the last batch of the segment that the partition leaves, writes that segment's catalog row and the
--- partition's, returns the offset at which the partition enters the next segment.
+-- Needs the partition's row lock, which append() holds; reads the last batch of the segment that the
+-- partition leaves, writes that segment's catalog row and the partition's, returns the offset at which the
+-- partition enters the next segment.
 create or replace function enter_segment(topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column

@@ -1,14 +1,16 @@
 -- What depends on the server: its build, its release, its replicas, its advisory locks.
 
--- Takes no lock, reads the list of compression methods, writes nothing, returns whether the server was built with lz4.
+-- Takes no lock, reads the list of compression methods, writes nothing, returns whether the server was built
+-- with lz4.
 create or replace function lz4_available() returns boolean
 language sql stable set search_path from current
 begin atomic
     select 'lz4' = any (enumvals) from pg_catalog.pg_settings where name = 'default_toast_compression';
 end;
 
--- Takes no lock, reads the state of replication, writes nothing, returns how many servers have a record when a synchronous commit returns:
--- this one and the synchronous standbys that stream now. The owner of the log needs pg_read_all_stats to see them; unseen ones do not count.
+-- Takes no lock, reads the state of replication, writes nothing, returns how many servers have a record when
+-- a synchronous commit returns: this one and the synchronous standbys that stream now. The owner of the log
+-- needs pg_read_all_stats to see them; unseen ones do not count.
 create or replace function insync_replicas() returns int4
 language sql volatile security definer set search_path from current
 begin atomic
@@ -17,16 +19,17 @@ begin atomic
                           where state = 'streaming' and sync_state in ('sync', 'quorum')) end;
 end;
 
--- Takes no lock, reads and writes nothing, returns the first key of this log's advisory locks for one purpose (two logs may share a database);
--- the second key is a topic id.
+-- Takes no lock, reads and writes nothing, returns the first key of this log's advisory locks for one purpose
+-- (two logs may share a database); the second key is a topic id.
 create or replace function lock_class(purpose text) returns int4
 language sql stable set search_path from current
 begin atomic
     select pg_catalog.hashtext('logstore ' || purpose || ' ' || pg_catalog.current_schema());
 end;
 
--- Takes no lock, reads and writes nothing, returns zlib's CRC-32 of key, which decides the partition of a keyed record in every client.
--- PostgreSQL has it built in from 18 on; before that it is worked out here, half a byte at a time.
+-- Takes no lock, reads and writes nothing, returns zlib's CRC-32 of key, which decides the partition of a
+-- keyed record in every client. PostgreSQL has it built in from 18 on; before that it is worked out here,
+-- half a byte at a time.
 do $install$
 begin
     if current_setting('server_version_num')::int4 >= 180000 then

@@ -1,6 +1,7 @@
 -- The catalog of topics: make them, change them, take them away, ask for them.
 
--- Takes no lock, reads the topic's row, writes nothing, returns the id of the topic with this name. LS001: there is none.
+-- Takes no lock, reads the topic's row, writes nothing, returns the id of the topic with this name. LS001:
+-- there is none.
 create or replace function topic_id_of(topic text) returns int4
 language plpgsql stable set search_path from current as $$
 #variable_conflict use_column
@@ -26,8 +27,9 @@ begin
 end
 $$;
 
--- Waits for the topic's guard and row lock and holds both to the end of the transaction; reads the topic's row, writes nothing, returns the row. The guard is
--- an advisory lock that keeps changes of one topic's structure apart; append() only ever tries it, so whoever holds it is in no append's way. LS001.
+-- Waits for the topic's guard and row lock and holds both to the end of the transaction; reads the topic's
+-- row, writes nothing, returns the row. The guard is an advisory lock that keeps changes of one topic's
+-- structure apart; append() only ever tries it, so whoever holds it is in no append's way. LS001.
 create or replace function guarded_topic(name text) returns topic
 language plpgsql volatile set search_path from current as $$
 declare
@@ -42,7 +44,8 @@ begin
 end
 $$;
 
--- Takes the row lock of the topic, reads its configs, writes the columns that append() needs, returns nothing.
+-- Takes the row lock of the topic, reads its configs, writes the columns that append() needs, returns
+-- nothing.
 create or replace function compile_configs(topic_id int4) returns void
 language sql volatile set search_path from current
 begin atomic
@@ -58,8 +61,9 @@ begin atomic
     where t.topic_id = compile_configs.topic_id and s.topic_id = t.topic_id and s.segment = t.active_segment;
 end;
 
--- Locks the parent of all batches in SHARE UPDATE EXCLUSIVE mode (which appends and reads do not notice), reads the definitions, writes the catalog, makes the
--- topic's tables and view, returns the topic's id. LS002: the name is taken (with if_not_exists its id is returned), LS003, LS004, LS005, LS011.
+-- Locks the parent of all batches in SHARE UPDATE EXCLUSIVE mode (which appends and reads do not notice),
+-- reads the definitions, writes the catalog, makes the topic's tables and view, returns the topic's id.
+-- LS002: the name is taken (with if_not_exists its id is returned), LS003, LS004, LS005, LS011.
 create or replace function create_topic(name text, partitions int4, configs jsonb default null, if_not_exists boolean default false) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
@@ -95,8 +99,8 @@ begin
 end
 $$;
 
--- Waits for the topic's guard and row, reads the definitions, writes the topic's row (and makes the next segment, if that is where the change takes
--- effect), returns nothing. LS001, LS004, LS011.
+-- Waits for the topic's guard and row, reads the definitions, writes the topic's row (and makes the next
+-- segment, if that is where the change takes effect), returns nothing. LS001, LS004, LS011.
 create or replace function alter_topic(name text, set_configs jsonb, unset text[] default null) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -111,7 +115,8 @@ begin
 end
 $$;
 
--- Waits for the topic's guard and row, reads and writes the catalog, returns nothing. LS001: no such topic, LS005: total is not more than there are.
+-- Waits for the topic's guard and row, reads and writes the catalog, returns nothing. LS001: no such topic,
+-- LS005: total is not more than there are.
 create or replace function add_partitions(name text, total int4) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -127,8 +132,9 @@ begin
 end
 $$;
 
--- Waits for the topic's guard and row and for the appends that are under way in it, reads and writes the catalog, returns nothing. When this commits the topic
--- is gone and its writers are fenced; its tables are dropped afterwards, by the statements of next_reclaim(). LS001.
+-- Waits for the topic's guard and row and for the appends that are under way in it, reads and writes the
+-- catalog, returns nothing. When this commits the topic is gone and its writers are fenced; its tables are
+-- dropped afterwards, by the statements of next_reclaim(). LS001.
 create or replace function delete_topic(name text) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -138,11 +144,13 @@ begin
     delete from sealed_segment s where s.topic_id = gone.topic_id;
     delete from topic_segment s where s.topic_id = gone.topic_id;
     delete from topic t where t.topic_id = gone.topic_id;
-    insert into deleted_topic (topic_id, name, view_name) values (gone.topic_id, gone.name, gone.view_name);
+    insert into deleted_topic (topic_id, name, view_name)
+    values (gone.topic_id, gone.name, case when not drop_topic_view(gone.view_name) then gone.view_name end);
 end
 $$;
 
--- Takes no lock, reads the catalog, writes nothing, returns the topics that exist among topics (null: all there are), with their effective configs.
+-- Takes no lock, reads the catalog, writes nothing, returns the topics that exist among topics (null: all
+-- there are), with their effective configs.
 create or replace function metadata(topics text[])
 returns table (topic text, topic_id int4, partitions int4, timestamp_type int2, max_message_bytes int4, configs jsonb)
 language sql stable security definer set search_path from current

@@ -1,7 +1,9 @@
--- Waking those who wait for records. Waiters hold a shared advisory lock on their listening session; a producer that has committed looks whether there is one.
+-- Waking those who wait for records. Waiters hold a shared advisory lock on their listening session; a
+-- producer that has committed looks whether there is one.
 
--- Tries the topics' waiting locks exclusively for an instant and blocks nobody; reads and writes nothing, notifies channel <schema>_wake with the ids of the
--- topics somebody waits for, returns nothing. For after the commit, in a statement of its own: NOTIFY makes commits queue up.
+-- Tries the topics' waiting locks exclusively for an instant and blocks nobody; reads and writes nothing,
+-- notifies channel <schema>_wake with the ids of the topics somebody waits for, returns nothing. For after
+-- the commit, in a statement of its own: NOTIFY makes commits queue up.
 create or replace function wake(topic_ids int4[]) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -19,8 +21,8 @@ begin
 end
 $$;
 
--- Takes the topics' waiting locks, shared, on the session; reads and writes nothing, returns nothing. For a session that has said LISTEN; look at the log again
--- after this and before sleeping.
+-- Takes the topics' waiting locks, shared, on the session; reads and writes nothing, returns nothing. For a
+-- session that has said LISTEN; look at the log again after this and before sleeping.
 create or replace function waiting(topic_ids int4[]) returns void
 language sql volatile security definer set search_path from current
 begin atomic

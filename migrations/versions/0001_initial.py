@@ -1,6 +1,7 @@
 """The first tables: topics, their partitions and segments, and the batches themselves.
 
-The text is frozen: later changes are later revisions.  Names are unqualified; the runner sets ``search_path``.
+The text is frozen: later changes are later revisions.  Names are unqualified; the runner sets
+``search_path``.
 """
 
 from alembic import op
@@ -9,7 +10,8 @@ revision = "0001"
 down_revision = None
 
 TABLES = """
--- One row a topic. The columns after configs are what append() needs on every call, compiled from configs by create_topic and alter_topic.
+-- One row a topic. The columns after configs are what append() needs on every call, compiled from configs by
+-- create_topic and alter_topic.
 create table topic (
     topic_id               int4        generated always as identity primary key,
     name                   text        collate "C" not null unique,
@@ -18,7 +20,7 @@ create table topic (
     created_at             timestamptz not null default now(),
     view_name              name,                                -- its view in the schema of topic views
     active_segment         int4        not null default 0,
-    roll_at                int8        not null,                -- ms since the epoch: the active segment is old enough to be closed
+    roll_at                int8        not null,                -- ms: old enough to close the segment
     segment_bytes          int8        not null,
     max_message_bytes      int4        not null,
     timestamp_type         int2        not null,                -- 0 CreateTime, 1 LogAppendTime
@@ -27,7 +29,8 @@ create table topic (
     min_insync_replicas    int2        not null
 );
 
--- One row a partition: its lock and fence. append() locks it and reads it; only moves (of the log start, to the next segment, to another leader) write it.
+-- One row a partition: its lock and fence. append() locks it and reads it; only moves (of the log start, to
+-- the next segment, to another leader) write it.
 create table topic_partition (
     topic_id       int4 not null,
     partition      int4 not null,
@@ -42,11 +45,12 @@ create table topic_partition (
 create table topic_segment (
     topic_id    int4        not null,
     segment     int4        not null,
-    created_at  timestamptz not null default now(),
+    created_at  timestamptz not null default clock_timestamp(),
     primary key (topic_id, segment)
 );
 
--- What a partition left behind in a segment it will not write to any more. Partitions that wrote nothing there have no row.
+-- What a partition left behind in a segment it will not write to any more. Partitions that wrote nothing
+-- there have no row.
 create table sealed_segment (
     topic_id       int4 not null,
     partition      int4 not null,
@@ -68,19 +72,21 @@ create table deleted_topic (
     deleted_at  timestamptz not null default now()
 );
 
--- The log: one row is one batch of records of one partition, as arrays. Partitioned by topic, then by segment; indexes are made on the leaves.
--- The segment_* columns are running values over this partition's batches in this segment, this one included: both the maximum of the time stamps and
--- the byte position never fall, so a search for a time is a binary search over the index (partition, last_offset), and rolling needs no file size.
+-- The log: one row is one batch of records of one partition, as arrays. Partitioned by topic, then by
+-- segment; indexes are made on the leaves. The segment_* columns are running values over this partition's
+-- batches in this segment, this one included: both the maximum of the time stamps and the byte position never
+-- fall, so a search for a time is a binary search over the index (partition, last_offset), and rolling needs
+-- no file size.
 create table batches (
     base_offset            int8  not null,
     last_offset            int8  not null,
     durable_before         int8,               -- end of the log known to be replicated when this was appended
     producer_id            int8,
-    append_time            int8  not null,     -- ms since the epoch, the server's clock, under the partition's lock
+    append_time            int8  not null,     -- ms, the server's clock, under the partition's lock
     max_timestamp          int8  not null,     -- ms since the epoch
     segment_max_timestamp  int8  not null,
     segment_min_timestamp  int8  not null,
-    segment_disorder       int8  not null,     -- ms: no record of the segment lies further behind segment_max_timestamp
+    segment_disorder       int8  not null,     -- ms: none lies further behind segment_max_timestamp
     segment_bytes          int8  not null,
     topic_id               int4  not null,
     segment                int4  not null,
@@ -96,7 +102,7 @@ create table batches (
     timestamps             int8[],   -- null: each is max_timestamp
     keys                   bytea[],   -- null: all null
     "values"               bytea[],   -- null: all null
-    header_records         int4[],   -- 1-based position in the batch of the record each header belongs to, ascending; null: no headers
+    header_records         int4[],   -- 1-based positions of the headers' records, ascending; null: none
     header_keys            text[],
     header_values          bytea[]
 ) partition by list (topic_id);
@@ -104,8 +110,9 @@ create table batches (
 -- pglz would cost more time than everything else; lz4 is a topic's choice.
 alter table batches
     alter offset_deltas set storage external, alter timestamps set storage external,
-    alter keys set storage external, alter "values" set storage external, alter header_records set storage external,
-    alter header_keys set storage external, alter header_values set storage external;
+    alter keys set storage external, alter "values" set storage external,
+    alter header_records set storage external, alter header_keys set storage external,
+    alter header_values set storage external;
 """
 
 
