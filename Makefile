@@ -48,7 +48,7 @@ bench: $(VENV)/.dev ## Measure, against the raw ceiling in the same run
 
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
-	PATH="$(CURDIR)/$(BIN):$$PATH" tools/docker-image/test-docker $(ARGS)
+	$(BIN)/python tools/docker-image/run.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
