@@ -109,6 +109,6 @@ class ProducerConfig:
         least = self.linger_ms + self.request_timeout_ms
         if self.delivery_timeout_ms < least:
             raise ConfigurationError(
-                f"delivery_timeout_ms={self.delivery_timeout_ms} is less than linger_ms + request_timeout_ms, "
-                f"which is {least}."
+                f"delivery_timeout_ms={self.delivery_timeout_ms} is less than "
+                f"linger_ms + request_timeout_ms, which is {least}."
             )

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 __all__ = [
     "CREATE_TIME",
     "LOG_APPEND_TIME",
+    "BatchMetadata",
     "ConsumerRecord",
     "Header",
     "OffsetAndTimestamp",
@@ -44,6 +45,22 @@ class RecordMetadata(NamedTuple):
     """Bytes; -1 without a key."""
     serialized_value_size: int
     """Bytes; -1 for a tombstone (a value of None)."""
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+class BatchMetadata(NamedTuple):
+    """Where a run of acknowledged records is in the log: their offsets follow each other without a gap."""
+
+    topic: str
+    partition: int
+    base_offset: int
+    """The offset of the first; -1 with ``acks=0``, where nothing is awaited."""
+    record_count: int
+    append_time: int
+    """Milliseconds since the epoch with ``message.timestamp.type=LogAppendTime``; -1 otherwise."""
 
     @property
     def topic_partition(self) -> TopicPartition:

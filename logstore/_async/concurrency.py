@@ -22,7 +22,6 @@ __all__ = [
     "Task",
     "breathe",
     "offload",
-    "offload",
     "sleep",
     "spawn",
     "start_at_once",
@@ -143,11 +142,6 @@ class Task:
 def spawn(run: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> Task:
     """Run ``run`` in the background."""
     return Task(asyncio.get_running_loop().create_task(run(), name=name))
-
-
-async def offload(run: Callable[[], T]) -> T:
-    """Run something that blocks, without keeping the other tasks from running."""
-    return await asyncio.to_thread(run)
 
 
 async def sleep(seconds: float) -> None:

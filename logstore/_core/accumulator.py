@@ -12,99 +12,34 @@ has to be sent again is never overtaken by a later one.  Meanwhile the next batc
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Final, Generic, TypeVar
 
 from logstore._core.backoff import Backoff
 from logstore._core.batch import (
-    BATCH_OVERHEAD,
     RECORD_OVERHEAD,
     Batch,
     BulkBatch,
-    Columns,
     Headers,
     RowBatch,
     headers_size,
 )
+from logstore._core.bulk import Piece
 from logstore._core.calls import AppendResult, TopicMetadata
 from logstore._core.partitioner import Partitioner
+from logstore._core.queues import Limits, PartitionQueue, Topic, too_large
 from logstore.errors import (
     DeliveryTimeoutError,
     LogstoreError,
-    RecordTooLargeError,
     UnknownTopicOrPartitionError,
 )
 
-__all__ = ["Accumulator", "Limits", "PartitionQueue", "Topic"]
+__all__ = ["Accumulator"]
 
 F = TypeVar("F")
 B = TypeVar("B", bound=Batch)
 
 _FOREVER: Final = float("inf")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Sizes in bytes, times in seconds."""
-
-    batch_size: int
-    buffer_memory: int
-    max_request_size: int
-    linger_s: float
-    delivery_timeout_s: float
-    retries: int
-    request_bytes: int = 4 << 20
-    """How much one request carries before further partitions have to wait for the next."""
-
-
-class PartitionQueue:
-    """The batches of one partition."""
-
-    __slots__ = ("batches", "in_flight", "open", "partition", "retry_at", "topic")
-
-    def __init__(self, topic: Topic, partition: int) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.batches: deque[Batch] = deque()
-        """Those that are not under way, in order."""
-        self.open: Batch | None = None
-        """The last of them, while it takes new records."""
-        self.in_flight: Batch | None = None
-        self.retry_at = 0.0
-
-
-class Topic:
-    """A topic as the server last described it, with a queue for each partition."""
-
-    __slots__ = (
-        "count",
-        "max_batch",
-        "max_message_bytes",
-        "max_record",
-        "name",
-        "queues",
-        "refreshed",
-        "sticky",
-        "sticky_left",
-        "topic_id",
-    )
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.topic_id = 0
-        self.count = 0
-        self.queues: list[PartitionQueue] = []
-        self.max_message_bytes = 0
-        self.max_batch = 0
-        """The largest row that the log takes, by size."""
-        self.max_record = 0
-        self.sticky: PartitionQueue | None = None
-        self.sticky_left = 0
-        self.refreshed = 0.0
 
 
 class Accumulator(Generic[F]):
@@ -152,20 +87,8 @@ class Accumulator(Generic[F]):
             topic = self.topics.get(metadata.topic)
             if topic is None:
                 topic = self.topics[metadata.topic] = Topic(metadata.topic)
-            topic.refreshed = now
-            topic.topic_id = metadata.topic_id
-            topic.max_message_bytes = metadata.max_message_bytes
-            largest = min(metadata.max_message_bytes, self.limits.max_request_size)
-            topic.max_batch = max(largest, BATCH_OVERHEAD + RECORD_OVERHEAD)
-            topic.max_record = min(topic.max_batch, self.limits.buffer_memory) - BATCH_OVERHEAD
-            for partition in range(len(topic.queues), metadata.partitions):
-                topic.queues.append(PartitionQueue(topic, partition))
-            for queue in topic.queues[metadata.partitions :]:  # deleted and made again with fewer
+            for queue in topic.describe(metadata, self.limits, now):  # deleted, and made again with fewer
                 orphans += self._fail_all(queue, _unknown(topic.name, queue.partition))
-            del topic.queues[metadata.partitions :]
-            topic.count = metadata.partitions
-            if topic.sticky is not None and topic.sticky.partition >= topic.count:
-                topic.sticky = None
         return orphans
 
     def forget(self, name: str) -> list[Batch]:
@@ -175,9 +98,20 @@ class Accumulator(Generic[F]):
             return []
         return [batch for queue in topic.queues for batch in self._fail_all(queue, _unknown(name))]
 
+    def known(self, name: str, partition: int | None) -> Topic | None:
+        """The topic, if it is known and has that partition."""
+        topic = self.topics.get(name)
+        return topic if topic is not None and (partition is None or partition < topic.count) else None
+
     def stale(self, before: float) -> list[str]:
         """Topics that were last described before that time."""
         return [name for name, topic in self.topics.items() if topic.refreshed < before]
+
+    def postpone(self, names: Iterable[str], now: float) -> None:
+        """What is known of these topics has to do for another while."""
+        for name in names:
+            if topic := self.topics.get(name):
+                topic.refreshed = now
 
     # ---- records in
 
@@ -203,7 +137,7 @@ class Accumulator(Generic[F]):
         if headers is not None:
             size += headers_size(headers)
         if size > topic.max_record:
-            raise self._too_large(topic, size)
+            raise too_large(topic, size, self.limits)
         if self.used + size > self.limits.buffer_memory:
             self.attention = True
             return None
@@ -229,54 +163,32 @@ class Accumulator(Generic[F]):
             self.attention = True
         return self._promise(batch, position >> 2)
 
-    def add_columns(self, queue: PartitionQueue, columns: Columns, size: int) -> tuple[Batch, int] | None:
-        """Add records of ``size`` bytes altogether; the batch they are in and where they begin there.
+    def add_pieces(self, topic: Topic, pieces: Sequence[Piece]) -> list[tuple[BulkBatch, int, int]] | None:
+        """Add all of ``pieces``; for each the batch it is in, where it begins there and how long it is.
 
-        None when the buffer is full.  ``size`` is at most ``queue.topic.max_record``: see :meth:`cuts`.
+        None, and nothing is added, when the buffer has no room for all of them, or the topic has changed.
         """
-        if self.used + size > self.limits.buffer_memory:
+        if self.used + sum(piece.size for piece in pieces) > self.limits.buffer_memory:
             self.attention = True
             return None
-        topic = queue.topic
+        if self.topics.get(topic.name) is not topic:
+            return None
+        if any(piece.partition is not None and piece.partition >= topic.count for piece in pieces):
+            return None
+        return [self._add_piece(topic, piece) for piece in pieces]
+
+    def _add_piece(self, topic: Topic, piece: Piece) -> tuple[BulkBatch, int, int]:
+        size = piece.size
+        queue = self._stick(topic, size) if piece.partition is None else topic.queues[piece.partition]
         batch = queue.open
         if not isinstance(batch, BulkBatch) or batch.size + size > topic.max_batch:
             batch = self._open(queue, BulkBatch(queue, self._lock))
         start = len(batch)
-        batch.chunks.append(columns)
+        batch.chunks.append(piece.columns)
         self.used += size
         batch.size += size
         self.attention = True
-        return batch, start
-
-    def cuts(self, topic: Topic, columns: Columns) -> list[tuple[int, int, int]]:
-        """Cut ``columns`` into (start, stop, size) that fit into a batch each.
-
-        Raises RecordTooLargeError when a single record does not fit.
-        """
-        keys, values, _, headers = columns
-        count = len(values)
-        total = RECORD_OVERHEAD * count + _bytes_of(keys) + _bytes_of(values)
-        if headers is not None:
-            total += sum(headers_size(pairs) for pairs in headers if pairs)
-        if total <= topic.max_record:
-            return [(0, count, total)]
-        sizes = [
-            RECORD_OVERHEAD + len(key or b"") + len(value or b"")
-            for key, value in zip(keys, values, strict=True)
-        ]
-        if headers is not None:
-            sizes = [size + headers_size(pairs or ()) for size, pairs in zip(sizes, headers, strict=True)]
-        largest = max(sizes)
-        if largest > topic.max_record:
-            raise self._too_large(topic, largest)
-        pieces: list[tuple[int, int, int]] = []
-        ends = list(accumulate(sizes))
-        start = taken = 0
-        while start < count:
-            stop = bisect_right(ends, taken + topic.max_record, start)
-            pieces.append((start, stop, ends[stop - 1] - taken))
-            start, taken = stop, ends[stop - 1]
-        return pieces
+        return batch, start, len(piece.columns.values)
 
     # ---- batches out
 
@@ -319,20 +231,24 @@ class Accumulator(Generic[F]):
         return None if due == _FOREVER else max(0.0, due - now)
 
     def settle(self, batch: Batch, results: Sequence[AppendResult]) -> None:
-        """The batch in flight is in the log."""
-        batch.settle(results)
-        self._leave(batch)
+        """The batch in flight is in the log.  Nothing happens when it was abandoned meanwhile."""
+        if batch in self._in_flight:
+            batch.settle(results)
+            self._leave(batch)
 
     def fail(self, batch: Batch, error: LogstoreError) -> None:
-        """The batch in flight will not be tried again."""
-        batch.fail(error)
-        self._leave(batch)
+        """The batch in flight will not be tried again.  Nothing happens when it was abandoned meanwhile."""
+        if batch in self._in_flight:
+            batch.fail(error)
+            self._leave(batch)
 
     def retry(self, batch: Batch, error: LogstoreError, now: float, *, at_once: bool = False) -> bool:
         """Try the batch in flight again later, before all later ones of its partition.
 
         False when it has run out of retries or of time: then it has failed.
         """
+        if batch not in self._in_flight:
+            return False
         batch.last_error = error
         batch.attempts += 1
         queue = batch.queue
@@ -372,8 +288,11 @@ class Accumulator(Generic[F]):
         return [*self._in_flight, *waiting]
 
     def abandon(self, error: LogstoreError) -> list[Batch]:
-        """Fail everything that is not in flight."""
-        return [batch for queue in list(self._active) for batch in self._fail_all(queue, error)]
+        """Fail everything that is not done; the batches that were not."""
+        failed = list(self._in_flight)
+        for batch in failed:
+            self.fail(batch, error)
+        return [*failed, *(batch for queue in list(self._active) for batch in self._fail_all(queue, error))]
 
     @property
     def idle(self) -> bool:
@@ -466,25 +385,6 @@ class Accumulator(Generic[F]):
             topic.sticky_left = max(self.limits.batch_size, 1)
         topic.sticky_left -= size
         return queue
-
-    def _too_large(self, topic: Topic, size: int) -> RecordTooLargeError:
-        limits = {
-            "max_request_size": self.limits.max_request_size,
-            "buffer_memory": self.limits.buffer_memory,
-            f"max.message.bytes of topic {topic.name!r}": topic.max_message_bytes,
-        }
-        name = min(limits, key=limits.__getitem__)
-        needed = size + BATCH_OVERHEAD
-        return RecordTooLargeError(
-            f"A record of {needed} bytes is larger than {name}, which is {limits[name]}.",
-            details={"topic": topic.name, "size": needed, "limit": limits[name]},
-        )
-
-
-def _bytes_of(column: list[bytes | None]) -> int:
-    if None in column:
-        return sum(len(item) for item in column if item is not None)
-    return sum(map(len, column))  # type: ignore[arg-type]
 
 
 def _unknown(topic: str, partition: int | None = None) -> UnknownTopicOrPartitionError:

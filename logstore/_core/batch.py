@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.calls import AppendBatch, AppendResult
 from logstore.errors import LogstoreError
-from logstore.records import CREATE_TIME, LOG_APPEND_TIME, Header, RecordMetadata
+from logstore.records import CREATE_TIME, LOG_APPEND_TIME, BatchMetadata, Header, RecordMetadata
 
 if TYPE_CHECKING:
-    from logstore._core.accumulator import PartitionQueue
+    from logstore._core.queues import PartitionQueue
 
 __all__ = [
     "BATCH_OVERHEAD",
@@ -231,6 +231,11 @@ class BulkBatch(Batch):
     def release(self) -> None:
         self.count = len(self)
         self.chunks = []
+
+    def run(self, start: int, count: int) -> BatchMetadata:
+        """Where ``count`` records from ``start`` on are, once the batch is done without an error."""
+        offset = -1 if self.base_offset < 0 else self.base_offset + start
+        return BatchMetadata(self.queue.topic.name, self.queue.partition, offset, count, self.append_time)
 
 
 def _sizes(column: list[bytes | None]) -> Sequence[int]:

@@ -22,7 +22,6 @@ __all__ = [
     "Task",
     "breathe",
     "offload",
-    "offload",
     "sleep",
     "spawn",
     "start_at_once",
@@ -117,11 +116,6 @@ def spawn(run: Callable[[], None], *, name: str) -> Task:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return Task(thread)
-
-
-def offload(run: Callable[[], T]) -> T:
-    """Run something that blocks: here, as anything else."""
-    return run()
 
 
 def sleep(seconds: float) -> None:

@@ -1,0 +1,358 @@
+"""The producer: what users call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import monotonic, time_ns
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from logstore._async.concurrency import breathe, start_at_once
+from logstore._async.futures import BulkFuture, SendFuture, settled
+from logstore._async.lifetimes import living
+from logstore._async.sender import Sender
+from logstore._async.session import Session
+from logstore._core.batch import BulkBatch, Columns, Headers
+from logstore._core.bulk import Piece, check_sizes, parts, pieces
+from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
+from logstore._core.partitioner import as_partitioner
+from logstore._core.queues import Topic
+from logstore.config import ProducerConfig, ProducerOptions
+from logstore.errors import (
+    BufferExhaustedError,
+    ClientClosedError,
+    ForkedClientError,
+    IllegalStateError,
+    InvalidArgumentError,
+    LogstoreError,
+    RequestTimedOutError,
+    UnknownTopicOrPartitionError,
+)
+from logstore.options import read_options
+from logstore.records import Header, RecordMetadata
+
+__all__ = ["AsyncProducer"]
+
+INTERRUPTED_CLOSE_S = 0.5
+"""How long leaving a ``with`` block by Ctrl-C or cancellation still tries to deliver."""
+
+
+class AsyncProducer:
+    """Appends records to topics, in batches that a background task sends.
+
+    ::
+
+        async with AsyncProducer() as producer:
+            future = await producer.send("orders", b"value", key=b"key")
+            metadata = await future
+
+    ``dsn`` is a libpq URI or key/value string; without it ``LOGSTORE_DSN`` counts, and without that the
+    embedded server, which is started or joined.  The other options are those of :class:`ProducerConfig`;
+    Kafka's dotted names are understood as well (``**{"linger.ms": 5}``).
+
+    Guarantees.  Records of one partition are in the log in the order in which they were sent, also across
+    retries.  A record whose future succeeded is in the log at the level of ``acks``.  A failure fails the
+    futures of exactly the records that are not known to be in the log.  Delivery is at least once: when the
+    connection is lost during a commit, the batch is sent again and may be there twice (see ``retries``).
+
+    Ending.  :meth:`close`, and leaving the ``with`` block, deliver what was sent before.  A program that ends
+    without either loses what was still waiting, with a warning in the log, and never hangs.
+
+    A producer may be used by several tasks at once.  It cannot be used in a child process of fork():
+    ForkedClientError.  Semantics follow
+    https://kafka.apache.org/documentation/#producerapi where nothing else is said.
+    """
+
+    def __init__(self, dsn: str | None = None, **options: Unpack[ProducerOptions]) -> None:
+        config = read_options(ProducerConfig, options, elsewhere=("dsn",))
+        if dsn is not None and not isinstance(dsn, str):
+            raise InvalidArgumentError(f"dsn is a string or None, not {dsn!r}.")
+        self.config = config
+        self._intake = Intake(config.key_serializer, config.value_serializer)
+        self._plain_keys = config.key_serializer is None
+        self._plain_values = config.value_serializer is None
+        self._max_block_s = config.max_block_ms / 1000
+        session = Session(
+            dsn,
+            config.schema,
+            timeout_s=config.request_timeout_ms / 1000,
+            application_name=config.client_id,
+        )
+        self._session = session
+        self._sender = Sender(session, config, self)
+        self._accumulator = self._sender.accumulator
+        self._lock = self._sender.lock
+        self._partitioner = as_partitioner(config.partitioner)
+        self._started = False
+        self._unusable: type[IllegalStateError] | None = None
+        start_at_once(self)
+
+    async def start(self) -> None:
+        """Connect to the log.  Done by ``async with`` and by the first use as well.
+
+        Raises ConnectionFailedError when no server answers within ``request_timeout_ms``, SchemaMissingError
+        and SchemaVersionError with the command to run, UnsupportedServerError.
+        """
+        self._check_usable()
+        if self._started:
+            return
+        self._started = True
+        try:
+            await self._sender.start()
+        except BaseException:
+            self._started = False
+            await self._session.close()
+            raise
+        living.add(self)
+
+    async def send(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Iterable[Header] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> SendFuture:
+        """Hand over one record; its future says where it is, once it is acknowledged.
+
+        ``value`` and ``key`` are bytes (or what the serializers take); a value of None is a tombstone.
+        ``headers`` are pairs of a str and bytes or None.  ``partition`` overrides the partitioner.
+        ``timestamp_ms`` is in milliseconds since the epoch, now by default.
+
+        Returns at once unless the topic is not known yet or the buffer is full; then it waits, at most
+        ``max_block_ms``.
+
+        Raises UnknownTopicOrPartitionError, RecordTooLargeError (naming the limit), InvalidArgumentError,
+        SerializationError, BufferExhaustedError, RequestTimedOutError, ClientClosedError: in each case the
+        record was not taken.  What goes wrong later is raised by the future.
+        """
+        if not self._plain_values or (value is not None and type(value) is not bytes):
+            value = self._intake.value(value)
+        if key is not None and (not self._plain_keys or type(key) is not bytes):
+            key = self._intake.key(key)
+        pairs = None if headers is None else as_headers(headers)
+        stamp = time_ns() // 1_000_000 if timestamp_ms is None else as_timestamp(timestamp_ms)
+        if type(topic) is not str or partition is not None:
+            check_target(topic, partition)
+        accumulator = self._accumulator
+        future = None
+        with self._lock:
+            if self._unusable is None:
+                future = accumulator.add(topic, partition, key, value, pairs, stamp)
+            if calls := accumulator.attention:
+                accumulator.attention = False
+                self._sender.work.notify_all()
+        if future is None:
+            return await self._send_patiently(topic, partition, key, value, pairs, stamp)
+        if calls:
+            await breathe()
+        return future
+
+    async def send_and_wait(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Iterable[Header] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> RecordMetadata:
+        """:meth:`send`, and wait for the acknowledgement."""
+        future = await self.send(topic, value, key, headers, partition, timestamp_ms)
+        return await future.get()
+
+    async def send_many(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        keys: Iterable[Any] | None = None,
+        headers: Iterable[Iterable[Header] | None] | None = None,
+        partition: int | None = None,
+        timestamps_ms: Iterable[int] | int | None = None,
+    ) -> BulkFuture:
+        """Hand over many records of one topic at once: several times faster than :meth:`send` for each.
+
+        ``keys``, ``headers`` and ``timestamps_ms`` are as long as ``values``, or None; one int for all is a
+        time stamp as well.  Everything is checked before the first record is taken.  Returns when all records
+        are in the buffer, so it waits for room, at most ``max_block_ms`` for each part of them.
+
+        Raises what :meth:`send` raises.  BufferExhaustedError and ClientClosedError may come after a part of
+        the records was taken: ``details["accepted"]`` says how many, from the first on.
+        """
+        check_target(topic, partition)
+        columns = self._intake.columns(values, keys, headers, timestamps_ms, time_ns() // 1_000_000)
+        known = await self._known(topic, partition, monotonic() + self._max_block_s)
+        check_sizes(columns, known, self._accumulator.limits)
+        taken: list[tuple[BulkBatch, int, int]] = []
+        accepted = 0
+        for part in parts(columns, self._accumulator.limits):
+            try:
+                taken += await self._take(topic, partition, part)
+            except LogstoreError as error:
+                error.details["accepted"] = accepted
+                raise
+            accepted += len(part.values)
+        return BulkFuture(taken)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Send at once whatever waits, and wait until every record sent before is done, well or badly.
+
+        ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).
+        Raises RequestTimedOutError when it is over; the records stay on their way.
+        """
+        self._check_usable()
+        if self._sender.task is not None and self._sender.task.is_current:
+            raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
+        until = None if timeout is None else monotonic() + timeout
+        with self._lock:
+            waiting = self._accumulator.incomplete()
+            self._accumulator.urgent += 1
+            self._sender.work.notify_all()
+        try:
+            for batch in waiting:
+                await settled(batch, None if until is None else max(0.0, until - monotonic()))
+        except RequestTimedOutError:
+            raise RequestTimedOutError(
+                f"Not every record was acknowledged within {timeout:g} s.", advice="They stay on their way."
+            ) from None
+        finally:
+            with self._lock:
+                self._accumulator.urgent -= 1
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Deliver what was sent, then end.  Harmless when it is closed already.
+
+        ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).  What is
+        not acknowledged by then fails with ClientClosedError, as it does when Ctrl-C ends the wait.
+        """
+        if self._unusable is not None:
+            return
+        with self._lock:
+            self._unusable = ClientClosedError
+        living.discard(self)
+        if self._started:
+            await self._sender.close(timeout)
+        else:
+            await self._session.close()
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        """The partitions of ``topic``.  Raises UnknownTopicOrPartitionError, RequestTimedOutError."""
+        check_target(topic, None)
+        return set(range((await self._known(topic, None, monotonic() + self._max_block_s)).count))
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start, by Kafka's names; times in milliseconds, sizes in bytes."""
+        with self._lock:
+            accumulator = self._accumulator
+            return {
+                **self._sender.tally.by_name(),
+                "requests-in-flight": accumulator.in_flight,
+                "buffer-total-bytes": accumulator.limits.buffer_memory,
+                "buffer-available-bytes": accumulator.limits.buffer_memory - accumulator.used,
+            }
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        interrupted = error is not None and not isinstance(error, Exception)
+        await self.close(INTERRUPTED_CLOSE_S if interrupted else None)
+
+    # ---- inside
+
+    async def _send_patiently(
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        stamp: int,
+    ) -> SendFuture:
+        deadline = monotonic() + self._max_block_s
+        while True:
+            await self._known(topic, partition, deadline)
+            with self._lock:
+                self._check_usable()
+                future = self._accumulator.add(topic, partition, key, value, headers, stamp)
+                if future is not None:
+                    self._sender.work.notify_all()
+                    return future
+                if self._accumulator.known(topic, partition) is not None:
+                    await self._room(deadline)
+
+    async def _take(
+        self, topic: str, partition: int | None, part: Columns
+    ) -> list[tuple[BulkBatch, int, int]]:
+        deadline = monotonic() + self._max_block_s
+        accumulator = self._accumulator
+        assigned: list[Piece] = []
+        assigned_for = 0
+        while True:
+            known = await self._known(topic, partition, deadline)
+            if assigned_for != known.count:
+                assigned_for = known.count
+                assigned = pieces(part, partition, known.count, self._partitioner, known.max_record)
+            with self._lock:
+                self._check_usable()
+                taken = accumulator.add_pieces(known, assigned)
+                if taken is None:
+                    await self._room(deadline)
+                    continue
+                accumulator.attention = False
+                self._sender.work.notify_all()
+            await breathe()
+            return taken
+
+    async def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:
+        """The topic, if need be as soon as the server has been asked about it."""
+        asked = False
+        while True:
+            if not self._started:
+                await self.start()
+            with self._lock:
+                self._check_usable()
+                known = self._accumulator.known(topic, partition)
+            if known is not None:
+                return known
+            if asked:
+                raise UnknownTopicOrPartitionError(
+                    f"Topic {topic!r} has no partition {partition}.",
+                    details={"topic": topic, "partition": partition},
+                )
+            await self._sender.look_up(topic, max(0.0, deadline - monotonic()))
+            asked = True
+
+    async def _room(self, deadline: float) -> None:
+        """Under the lock: wait until something has left the buffer."""
+        left = deadline - monotonic()
+        if left <= 0:
+            limits = self._accumulator.limits
+            raise BufferExhaustedError(
+                f"The buffer of {limits.buffer_memory} bytes stayed full for {self.config.max_block_ms} ms."
+            )
+        self._accumulator.urgent += 1
+        try:
+            self._sender.work.notify_all()
+            await self._sender.progress.wait(left)
+        finally:
+            self._accumulator.urgent -= 1
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            raise self._unusable()
+
+    def forked(self) -> None:
+        """In the child of a fork: nothing here may be used, and nothing may touch the parent's connection."""
+        self._unusable = ForkedClientError
+        self._sender.forked(ForkedClientError())
+        self._lock = self._sender.lock
+
+    def at_exit(self) -> None:
+        """The interpreter ends: do not wait for anybody."""
+        self._unusable = ClientClosedError
+        self._sender.abort(ClientClosedError("The program ended before the record was acknowledged."))
