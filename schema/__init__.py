@@ -34,6 +34,13 @@ INSTALL_ORDER: Final = (
     "group_membership",
     "group_offsets",
     "group_views",
+    "share_configs",
+    "share_log",
+    "share_dead_letters",
+    "share_acquire",
+    "share_acknowledge",
+    "share_admin",
+    "share_views",
     "info",
 )
 """A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""

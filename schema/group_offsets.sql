@@ -192,6 +192,11 @@ language sql volatile set search_path from current
 begin atomic
     delete from group_offset o where o.group_id = forget_group."group";
     delete from group_claim c where c.group_id = forget_group."group";
+    delete from share_partition s where s.group_id = forget_group."group";   -- first: it waits for those who acquire
+    delete from share_window w where w.group_id = forget_group."group";
+    delete from share_flight f where f.group_id = forget_group."group";
+    delete from share_delay d where d.group_id = forget_group."group";
+    delete from share_group s where s.group_id = forget_group."group";
     delete from log_group g where g.group_id = forget_group."group";
 end;
 

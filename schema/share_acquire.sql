@@ -1,9 +1,11 @@
--- Acquiring records. Locks, and the order in which they are taken: rows of share_flight and share_delay only as far as nobody else has them (SKIP LOCKED, never
--- a wait); share_partition rows the same way, except that an acquirer that has locked nothing at all may wait for one; then partitions of the dead-letter topic, by
+-- Acquiring records. Locks, and the order in which they are taken: rows of share_flight and share_delay only
+-- as far as nobody else has them (SKIP LOCKED, never a wait); share_partition rows the same way, except that
+-- an acquirer that has locked nothing at all may wait for one; then partitions of the dead-letter topic, by
 -- append(), in ascending order. append() takes none of the first three, so nobody can wait in a circle.
 
--- Takes the keys of new partitions for a moment; reads the catalog, writes a row and a window for each partition that is new to the group, returns whether there
--- were any. A partition of a topic that the group has consumed already begins at its start; else share.auto.offset.reset decides.
+-- Takes the keys of new partitions for a moment; reads the catalog, writes a row and a window for each
+-- partition that is new to the group, returns whether there were any. A partition of a topic that the group
+-- has consumed already begins at its start; else share.auto.offset.reset decides.
 create or replace function share_begin(g share_group, topic_ids int4[]) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
@@ -17,6 +19,11 @@ begin
                    and not exists (select from share_partition s where s.group_id = g.group_id and s.topic_id = p.topic_id and s.partition = p.partition)) then
         return false;
     end if;
+    -- What is left of topics that have been deleted since.
+    delete from share_partition s where s.group_id = g.group_id and not exists (select from topic t where t.topic_id = s.topic_id);
+    delete from share_window w where w.group_id = g.group_id and not exists (select from topic t where t.topic_id = w.topic_id);
+    delete from share_flight f where f.group_id = g.group_id and not exists (select from topic t where t.topic_id = f.topic_id);
+    delete from share_delay d where d.group_id = g.group_id and not exists (select from topic t where t.topic_id = d.topic_id);
     known := array(select distinct s.topic_id from share_partition s where s.group_id = g.group_id);
     for fresh in
         select p.topic_id, p.partition from topic_partition p where p.topic_id = any (topic_ids)
@@ -41,7 +48,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads the window of a partition, writes nothing, returns it: its live version is the last one in the index.
+-- Takes no lock, reads the window of a partition, writes nothing, returns it: its live version is the last
+-- one in the index.
 create or replace function share_window_of(group_id int4, topic_id int4, "partition" int4) returns share_window
 language sql stable set search_path from current
 begin atomic
@@ -50,8 +58,9 @@ begin atomic
     order by w.end_offset desc limit 1;
 end;
 
--- Locks, without waiting, ranges of a partition that are available or whose lock has run out; reads them in order and gives them to member until there are budget
--- records; returns these (spent false), and the ranges that have been delivered too often (spent true), whose rows it deletes. Ranges below the log's start are
+-- Locks, without waiting, ranges of a partition that are available or whose lock has run out; reads them in
+-- order and gives them to member until there are budget records; returns these (spent false), and the ranges
+-- that have been delivered too often (spent true), whose rows it deletes. Ranges below the log's start are
 -- deleted. In a group that keeps the order of keys only the first live record of each key is considered.
 create or replace function share_take(g share_group, topic_id int4, "partition" int4, member text, at timestamptz, log_start int8, budget int4)
 returns table (first_offset int8, last_offset int8, delivery_count int4, spent boolean, expired boolean)
@@ -65,7 +74,8 @@ declare
     gone int8[] := '{}';
     cut int8;
 begin
-    -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever moves a record between these does it in one commit.
+    -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever moves
+    -- a record between these does it in one commit.
     if coalesce(g.key_ordered, false) then
         open ready for
             with live as materialized (
@@ -138,7 +148,8 @@ begin
 end
 $$;
 
--- Takes the partition's share lock: waits for it or not, as asked; reads and writes nothing else, returns whether it has it. It keeps the window still.
+-- Takes the partition's share lock: waits for it or not, as asked; reads and writes nothing else, returns
+-- whether it has it. It keeps the window still.
 create or replace function share_lock(g share_group, topic_id int4, "partition" int4, wait boolean) returns boolean
 language plpgsql volatile set search_path from current as $$
 begin
@@ -153,8 +164,9 @@ begin
 end
 $$;
 
--- Needs the partition's share lock; reads the delayed ranges that are due at that time, moves them to share_flight as available and the window's start_offset
--- below them, returns nothing. As many as there is room for.
+-- Needs the partition's share lock; reads the delayed ranges that are due at that time, moves them to
+-- share_flight as available and the window's start_offset below them, returns nothing. As many as there is
+-- room for.
 create or replace function share_resume(g share_group, topic_id int4, "partition" int4, at timestamptz, log_start int8) returns void
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -186,10 +198,269 @@ begin
 end
 $$;
 
--- Takes no lock, reads and writes nothing, returns when a record may be delivered first: its header logstore.deliver-after holds milliseconds since the epoch or,
--- with a plus sign, after the record's own time stamp. Null: no such header, or not a number.
+-- Takes no lock, reads and writes nothing, returns when a record may be delivered first: its header
+-- logstore.deliver-after holds milliseconds since the epoch or, with a plus sign, after the record's own time
+-- stamp. Null: no such header, or not a number.
 create or replace function deliver_after(header bytea, "timestamp" int8) returns timestamptz
 language sql immutable set search_path from current
 return case when encode(header, 'escape') ~ '\A\+?\d{1,15}\Z'
             then to_timestamp((substr(encode(header, 'escape'), case get_byte(header, 0) when 43 then 2 else 1 end)::int8
                                + case get_byte(header, 0) when 43 then "timestamp" else 0 end) / 1000.0) end;
+
+-- Needs the partition's share lock; reads the batches behind the window's end and moves the end over them: up to budget records to member, and as many as that takes;
+-- never above the high watermark, never more in flight than max_record_locks. Records with a delay go to share_delay. In a group that keeps the order of keys each
+-- record has a row of its own, and those behind another one of their key become available, not acquired. Returns what member has got.
+create or replace function share_extend(g share_group, topic_id int4, "partition" int4, member text, at timestamptz, log_start int8, high_watermark int8, budget int4)
+returns table (first_offset int8, last_offset int8)
+language plpgsql volatile set search_path from current as $$
+#variable_conflict use_column
+declare
+    tip constant share_window := share_window_of(g.group_id, topic_id, "partition");
+    lock_until constant timestamptz := at + g.record_lock_ms * interval '1 millisecond';
+    keyed constant boolean := coalesce(g.key_ordered, false);
+    room int8 := g.max_record_locks - (select coalesce(sum(f.last_offset - f.first_offset + 1), 0) from share_flight f
+        where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition and f.first_offset >= tip.start_offset);
+    lo int8 := greatest(tip.end_offset, log_start);
+    hi int8;
+    jump int8;
+    batch batches;
+    available int8multirange;
+    delayed int8multirange;
+    positions int4[];
+    offsets int8[];
+    hashes int8[];
+    got int8;
+begin
+    while budget > 0 and room > 0 and lo < high_watermark loop
+        hi := least(high_watermark, lo + least(room, case when keyed then greatest(budget, 100) else budget end));
+        jump := high_watermark;
+        available := '{}';
+        offsets := '{}';
+        hashes := '{}';
+        for batch in select * from share_batches(topic_id, "partition", lo, hi) loop
+            if batch.base_offset >= hi then
+                jump := batch.base_offset;   -- compaction has left a hole here
+                exit;
+            end if;
+            jump := hi;
+            available := available + case when batch.offset_deltas is null
+                then int8multirange(int8range(greatest(batch.base_offset, lo), least(batch.last_offset + 1, hi)))
+                else coalesce((select range_agg(int8range(batch.base_offset + d, batch.base_offset + d + 1)) from unnest(batch.offset_deltas) d
+                               where batch.base_offset + d >= lo and batch.base_offset + d < hi), '{}') end;
+            if keyed then
+                positions := share_positions(batch.base_offset, batch.record_count, batch.offset_deltas, int8multirange(int8range(lo, hi)));
+                offsets := offsets || array(select batch.base_offset + coalesce(batch.offset_deltas[n], n - 1) from unnest(positions) n);
+                hashes := hashes || case when batch.keys is null then array_fill(null::int8, array[cardinality(positions)])
+                    else array(select case when k.key is not null then hash_array_extended(array[k.key], 0) end
+                               from unnest(batch.keys) with ordinality k (key, n) where k.n = any (positions) order by k.n) end;
+            end if;
+            if batch.header_records is not null and 'logstore.deliver-after' = any (batch.header_keys) then
+                with asked as (
+                    select distinct on (h.r) batch.base_offset + coalesce(batch.offset_deltas[h.r], h.r - 1) as "offset",
+                           deliver_after(h.v, coalesce(batch.timestamps[h.r], batch.max_timestamp)) as due_at
+                    from unnest(batch.header_records, batch.header_keys, batch.header_values) with ordinality h (r, k, v, n)
+                    where h.k = 'logstore.deliver-after' order by h.r, h.n desc
+                ), put as (
+                    insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count)
+                    select g.group_id, share_extend.topic_id, share_extend.partition, a."offset", a."offset", a.due_at,
+                           hashes[array_position(offsets, a."offset")], 0
+                    from asked a where a."offset" >= lo and a."offset" < hi and a.due_at > share_extend.at
+                    returning first_offset
+                )
+                select range_agg(int8range(p.first_offset, p.first_offset + 1)) into delayed from put p;
+                available := available - coalesce(delayed, '{}');
+            end if;
+        end loop;
+        if jump <> hi then
+            lo := least(jump, high_watermark);
+            continue;
+        end if;
+
+        got := 0;
+        for first_offset, last_offset in
+            with fresh as (
+                select lower(r) as first_offset, upper(r) - 1 as last_offset, null::int8 as key_hash, true as is_head
+                from unnest(available) r where not keyed
+                union all
+                select o.first_offset, o.first_offset, o.key_hash,
+                       o.key_hash is null or (row_number() over (partition by o.key_hash order by o.first_offset) = 1
+                                              and o.key_hash not in (select f.key_hash from share_flight f
+                                                  where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition
+                                                  and f.first_offset >= tip.start_offset and f.key_hash is not null)
+                                              and not exists (select from share_delay d
+                                                  where d.group_id = g.group_id and d.topic_id = share_extend.topic_id and d.partition = share_extend.partition
+                                                  and d.key_hash = o.key_hash and d.first_offset < o.first_offset))
+                from unnest(offsets, hashes) o (first_offset, key_hash) where keyed and available @> o.first_offset
+            ), ranked as (
+                select n.*, n.is_head and sum(case when n.is_head then n.last_offset - n.first_offset + 1 end) over (order by n.first_offset) <= budget as mine
+                from fresh n
+            ), put as (
+                insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
+                select g.group_id, share_extend.topic_id, share_extend.partition, n.first_offset, n.last_offset,
+                       case when n.mine then lock_until else share_extend.at end, n.key_hash, n.mine::int4, case when n.mine then share_extend.member end
+                from ranked n
+                returning first_offset, last_offset, member
+            )
+            select p.first_offset, p.last_offset from put p where p.member is not null order by p.first_offset
+        loop
+            got := got + last_offset - first_offset + 1;
+            return next;
+        end loop;
+        budget := budget - got;
+        room := room - (select coalesce(sum(upper(r) - lower(r)), 0) from unnest(available) r);
+        lo := hi;
+    end loop;
+
+    if lo > tip.end_offset then
+        update share_window w
+        set end_offset = lo,
+            start_offset = least(lo, (select min(f.first_offset) from share_flight f
+                where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition and f.first_offset >= tip.start_offset))
+        where w.group_id = g.group_id and w.topic_id = share_extend.topic_id and w.partition = share_extend.partition and w.end_offset = tip.end_offset;
+    end if;
+end
+$$;
+
+-- Locks as the head of this file says, under the group's advisory lock, shared; reads the group's state and the log; gives member up to max_records records of
+-- these topics, those that were delivered before first, and writes their state; returns them as ranges, idx being the topic's position in topics. lock_ms is how long
+-- they are member's. With nothing to give: one row without offsets, whose wait_ms says when something will be due (null: not known). Records that were delivered
+-- too often go to the dead-letter topic in the same transaction. A group, or a partition, that is new is made.
+-- LS001 no such topic, LS012 arguments, LS023 and LS028: key_ordered does not fit the group, which is of another kind, or has records in flight.
+create or replace function acquire("group" text, member text, topics text[], max_records int4 default 500, key_ordered boolean default null)
+returns table (idx int4, topic_id int4, "partition" int4, first_offset int8, last_offset int8, delivery_count int4, lock_ms int4, wait_ms int8)
+language plpgsql volatile security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    moment timestamptz := clock_timestamp();
+    g share_group;
+    ids int4[] := '{}';
+    name text;
+    candidate record;
+    one record;
+    budget int4 := max_records;
+    locked boolean;
+    holding boolean := false;
+    busy record;
+    dead share_flight[] := '{}';
+    reasons text[] := '{}';
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform raise_error('LS012', 'acquire needs the isolation level READ COMMITTED', null, 'Acquire in a transaction of its own.');
+    end if;
+    if (max_records between 1 and 100000 and octet_length(member) between 1 and 255 and cardinality(topics) >= 1) is not true then
+        perform raise_error('LS012', 'acquire needs a member, at least one topic, and 1 to 100000 records',
+            jsonb_build_object('member', left(member, 260), 'topics', to_jsonb(topics), 'max_records', max_records), null);
+    end if;
+    foreach name in array topics loop
+        ids := ids || topic_id_of(name);
+    end loop;
+    g := share_group_of("group");
+    if acquire.key_ordered and g.key_ordered is null then
+        perform alter_share_group("group", '{"share.key.ordered": "true"}');
+    else
+        perform pg_advisory_xact_lock_shared(lock_class('share'), g.group_id);
+    end if;
+    g := share_group_of("group");
+    if acquire.key_ordered <> coalesce(g.key_ordered, false) then
+        perform raise_error('LS028', format('share.key.ordered of group %s is %s', to_json("group"), coalesce(g.key_ordered, false)),
+            jsonb_build_object('group', "group", 'share.key.ordered', coalesce(g.key_ordered, false)), 'All members of a group have to want the same.');
+    end if;
+    if g.dead_letter_topic = any (topics) then
+        perform raise_error('LS012', format('group %s cannot consume %s, its dead-letter topic', to_json("group"), g.dead_letter_topic),
+            jsonb_build_object('group', "group", 'topic', g.dead_letter_topic), 'Consume it with another group.');
+    end if;
+    -- Where a group begins must not be forgotten. The rest may: after a crash of the server records that were acquired are available again.
+    if not share_begin(g, ids) and transaction_timestamp() = statement_timestamp() then
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
+
+    for candidate in
+        with parts as (
+            select i.n::int4 as idx, p.topic_id, p.partition, row_number() over () as place
+            from unnest(ids) with ordinality i (topic_id, n) join topic_partition p on p.topic_id = i.topic_id)
+        select p.idx, p.topic_id, p.partition, h.log_start, h.high_watermark, w.end_offset < h.high_watermark as is_behind,
+               exists (select from share_delay d where d.group_id = g.group_id and d.topic_id = p.topic_id and d.partition = p.partition
+                       and d.due_at <= moment) as is_due,
+               exists (select from share_flight f where f.group_id = g.group_id and f.topic_id = p.topic_id and f.partition = p.partition
+                       and f.first_offset >= w.start_offset and (f.member is null or f.due_at <= moment)) as is_ready
+        from high_watermarks(array(select p.topic_id from parts p order by p.place), array(select p.partition from parts p order by p.place)) h
+        join parts p on p.place = h.idx
+        cross join lateral share_window_of(g.group_id, p.topic_id, p.partition) w
+        order by random()
+    loop
+        exit when budget <= 0;
+        continue when not (candidate.is_behind or candidate.is_due or candidate.is_ready);
+        locked := false;
+        if candidate.is_due then
+            locked := share_lock(g, candidate.topic_id, candidate.partition, false);
+            if locked then
+                perform share_resume(g, candidate.topic_id, candidate.partition, moment, candidate.log_start);
+            end if;
+        end if;
+        if locked or candidate.is_ready then
+            for one in select * from share_take(g, candidate.topic_id, candidate.partition, member, moment, candidate.log_start, budget) loop
+                holding := true;
+                if one.spent then
+                    dead := dead || row(g.group_id, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, moment, null, one.delivery_count, null)::share_flight;
+                    reasons := reasons || format(case when one.expired then 'The lock ran out at delivery %s of %s.' else 'Released at delivery %s of %s.' end,
+                                                 one.delivery_count, g.delivery_limit);
+                    continue;
+                end if;
+                budget := budget - (one.last_offset - one.first_offset + 1);
+                return query values (candidate.idx, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, one.delivery_count,
+                                     g.record_lock_ms, null::int8);
+            end loop;
+        end if;
+        if candidate.is_behind and budget > 0 then
+            locked := locked or share_lock(g, candidate.topic_id, candidate.partition, false);
+            if locked then
+                for one in select * from share_extend(g, candidate.topic_id, candidate.partition, member, moment, candidate.log_start, candidate.high_watermark, budget) loop
+                    budget := budget - (one.last_offset - one.first_offset + 1);
+                    return query values (candidate.idx, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, 1, g.record_lock_ms, null::int8);
+                end loop;
+            else
+                busy := candidate;
+            end if;
+        end if;
+        holding := holding or locked;
+    end loop;
+
+    if not holding and busy is not null then
+        -- Others were moving every window that could be moved: queue up for one of them, while nobody can be waiting for us.
+        if share_lock(g, busy.topic_id, busy.partition, true) then
+            moment := clock_timestamp();
+            for one in
+                select e.* from high_watermarks(array[busy.topic_id], array[busy.partition]) h,
+                    share_extend(g, busy.topic_id, busy.partition, member, moment, h.log_start, h.high_watermark, budget) e
+                where h.log_start is not null
+            loop
+                budget := budget - (one.last_offset - one.first_offset + 1);
+                return query values (busy.idx, busy.topic_id, busy.partition, one.first_offset, one.last_offset, 1, g.record_lock_ms, null::int8);
+            end loop;
+        end if;
+    end if;
+    if dead <> '{}' then
+        perform dead_letter(g, dead, reasons);
+    end if;
+    if budget = max_records then
+        return query
+            select null::int4, null::int4, null::int4, null::int8, null::int8, null::int4, g.record_lock_ms,
+                   case when dead <> '{}' or busy is not null then 0 else ceil(extract(epoch from share_next_due(g.group_id, ids) - clock_timestamp()) * 1000)::int8 end;
+    end if;
+end
+$$;
+
+-- Takes no lock, reads what is in flight and delayed in these topics, writes nothing, returns when the first of it will be due; null: nothing is.
+create or replace function share_next_due(group_id int4, topic_ids int4[]) returns timestamptz
+language sql stable set search_path from current
+begin atomic
+    select min(n.due_at) from share_partition s
+    cross join lateral (select w.start_offset from share_window_of(s.group_id, s.topic_id, s.partition) w) w
+    cross join lateral (
+        select min(f.due_at) as due_at from share_flight f
+        where f.group_id = s.group_id and f.topic_id = s.topic_id and f.partition = s.partition and f.first_offset >= w.start_offset and f.member is not null
+        union all
+        (select d.due_at from share_delay d
+         where d.group_id = s.group_id and d.topic_id = s.topic_id and d.partition = s.partition order by d.due_at limit 1)) n
+    where s.group_id = share_next_due.group_id and s.topic_id = any (share_next_due.topic_ids);
+end;

@@ -1,7 +1,9 @@
--- Configs of share groups: one table of names, defaults, ranges and meanings, and the share groups themselves.
+-- Configs of share groups: one table of names, defaults, ranges and meanings, and the share groups
+-- themselves.
 
--- Kafka's names and defaults, and the names that are ours: share.retry.backoff.* and share.key.ordered. One default differs from Kafka's:
--- errors.deadletterqueue.copy.record.enable is on. type: int, boolean, reset (as auto.offset.reset) or topic.
+-- Kafka's names and defaults, and the names that are ours: share.retry.backoff.* and share.key.ordered. One
+-- default differs from Kafka's: errors.deadletterqueue.copy.record.enable is on. type: int, boolean, reset
+-- (as auto.offset.reset) or topic.
 create or replace view share_config as
 select d.name::text, d.type::text, d."default"::text, d.minimum::int4, d.maximum::int4, d.doc::text
 from (values
@@ -27,7 +29,8 @@ from (values
      'The delay before a record that was released is delivered for the second time, in ms; it doubles with every delivery. 0: none.')
 ) as d (name, type, "default", minimum, maximum, doc);
 
--- Takes no lock, reads the definitions, writes nothing, returns value in its normal form. LS004: unknown name or value out of range.
+-- Takes no lock, reads the definitions, writes nothing, returns value in its normal form. LS004: unknown name
+-- or value out of range.
 create or replace function checked_share_config(name text, value text) returns text
 language plpgsql stable set search_path from current as $$
 #variable_conflict use_column
@@ -73,7 +76,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads the definitions, writes nothing, returns the row of a share group with these overrides.
+-- Takes no lock, reads the definitions, writes nothing, returns the row of a share group with these
+-- overrides.
 create or replace function compiled_share_group(group_id int4, configs jsonb) returns share_group
 language sql stable set search_path from current
 begin atomic
@@ -92,36 +96,25 @@ begin atomic
 end;
 
 -- Takes the key of the group's name for a moment when the group is new; reads and, then, writes the group's rows, returns the share group with this name.
--- LS012: not a name, LS028: a group of another kind has it.
+-- LS028: not a legal name, or a group of another kind has it.
 create or replace function share_group_of("group" text) returns share_group
 language plpgsql volatile set search_path from current as $$
 declare
-    owner record;
+    id int4;
     found_group share_group;
 begin
-    select g.group_id, g.kind into owner from log_group g where g.name = "group";
+    select s.* into found_group from log_group l join share_group s on s.group_id = l.group_id where l.name = share_group_of."group";
     if not found then
-        if ("group" <> '' and octet_length("group") <= 255) is not true then
-            perform raise_error('LS012', format('%s cannot be the name of a group', coalesce(to_json(left("group", 260))::text, 'null')),
-                jsonb_build_object('group', "group"), 'A name has 1 to 255 bytes.');
-        end if;
-        insert into log_group (name, kind, emptied_at) values ("group", 'share', null) on conflict do nothing;
-        select g.group_id, g.kind into strict owner from log_group g where g.name = "group";
-    end if;
-    if owner.kind <> 'share' then
-        perform raise_error('LS028', format('group %s is a %s group', to_json("group"), owner.kind), jsonb_build_object('group', "group", 'kind', owner.kind),
-            'Share groups and consumer groups need names of their own.');
-    end if;
-    select s.* into found_group from share_group s where s.group_id = owner.group_id;
-    if not found then
-        insert into share_group select (compiled_share_group(owner.group_id, '{}')).* on conflict do nothing;
-        select s.* into strict found_group from share_group s where s.group_id = owner.group_id;
+        id := ensure_group("group", 'share');
+        insert into share_group select c.* from compiled_share_group(id, '{}') c on conflict do nothing;
+        select s.* into strict found_group from share_group s where s.group_id = id;
     end if;
     return found_group;
 end
 $$;
 
--- Takes no lock, reads the group's rows, writes nothing, returns the share group with this name. LS024: there is none.
+-- Takes no lock, reads the group's rows, writes nothing, returns the share group with this name. LS024: there
+-- is none.
 create or replace function existing_share_group("group" text) returns share_group
 language plpgsql stable set search_path from current as $$
 declare
@@ -136,26 +129,28 @@ begin
 end
 $$;
 
--- Takes the group's row lock, reads the definitions and what is in flight, writes the group's row, returns nothing. A group that does not exist is made.
--- LS001: the dead-letter topic does not exist, LS004: unknown config or value out of range, LS023: share.key.ordered while records are in flight.
+-- Takes the group's advisory lock, so waits for acquirers and acknowledgers at work; reads the definitions and what is in flight, writes the group's row, returns
+-- nothing. A group that does not exist is made. LS001: the dead-letter topic does not exist, LS004: unknown
+-- config or value out of range, LS023: share.key.ordered while records are in flight.
 create or replace function alter_share_group("group" text, set_configs jsonb, unset text[] default null) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
     old share_group := share_group_of("group");
     changed jsonb;
     entry record;
+    unset_name text;
 begin
     if jsonb_typeof(coalesce(set_configs, '{}')) <> 'object' then
         perform raise_error('LS004', 'configs have to be a JSON object of names and values', null, null);
     end if;
+    perform pg_advisory_xact_lock(lock_class('share'), old.group_id);
     select s.* into strict old from share_group s where s.group_id = old.group_id for no key update;
     changed := old.configs;
-    foreach entry.key in array coalesce(unset, '{}') loop
-        perform 1 from share_config c where c.name = entry.key;
-        if not found then
-            perform checked_share_config(entry.key, null);
+    foreach unset_name in array coalesce(unset, '{}') loop
+        if not exists (select from share_config c where c.name = unset_name) then
+            perform checked_share_config(unset_name, null);   -- raises: there is no such config
         end if;
-        changed := changed - entry.key;
+        changed := changed - unset_name;
     end loop;
     for entry in select e.key, e.value from jsonb_each_text(coalesce(set_configs, '{}')) e order by e.key loop
         changed := changed || jsonb_build_object(entry.key, checked_share_config(entry.key, entry.value));
@@ -176,7 +171,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads the group's row, writes nothing, returns every config with its value and definition. LS024: no such share group.
+-- Takes no lock, reads the group's row, writes nothing, returns every config with its value and definition.
+-- LS024: no such share group.
 create or replace function describe_share_configs("group" text)
 returns table (name text, value text, "default" text, is_default boolean, type text, minimum text, maximum text, doc text)
 language plpgsql stable security definer set search_path from current as $$

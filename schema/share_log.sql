@@ -1,7 +1,8 @@
 -- How share groups read the log: single records out of batches.
 
--- Takes no lock beyond ACCESS SHARE; reads the catalog and the leaves that hold the offsets, writes nothing, returns the batches of a partition with records from
--- from_offset up to, not including, to_offset, in order; if there is none, the first batch after them, if any.
+-- Takes no lock beyond ACCESS SHARE; reads the catalog and the leaves that hold the offsets, writes nothing,
+-- returns the batches of a partition with records from from_offset up to, not including, to_offset, in order;
+-- if there is none, the first batch after them, if any.
 create or replace function share_batches(topic_id int4, "partition" int4, from_offset int8, to_offset int8) returns setof batches
 language plpgsql stable set search_path from current as $$
 #variable_conflict use_column
@@ -30,7 +31,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads and writes nothing, returns which elements of an array of n belong to the offsets in wanted: their positions, counted from 1, ascending.
+-- Takes no lock, reads and writes nothing, returns which elements of an array of n belong to the offsets in
+-- wanted: their positions, counted from 1, ascending.
 create or replace function share_positions(base_offset int8, record_count int4, offset_deltas int4[], wanted int8multirange) returns int4[]
 language plpgsql immutable set search_path from current as $$
 declare
@@ -48,8 +50,9 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the batches that hold the wanted records, each once; writes nothing; returns these records and no others, as parts of
--- batches, in the form of fetch(): idx is the position of the first wanted range that the part belongs to. The ranges, both ends included, have to be in
+-- Takes no lock beyond ACCESS SHARE; reads the batches that hold the wanted records, each once; writes
+-- nothing; returns these records and no others, as parts of batches, in the form of fetch(): idx is the
+-- position of the first wanted range that the part belongs to. The ranges, both ends included, have to be in
 -- ascending order of topic, partition and offset. Records that have left the log are left out.
 create or replace function fetch_records(topic_ids int4[], partitions int4[], first_offsets int8[], last_offsets int8[])
 returns table (idx int4, base_offset int8, last_offset int8, record_count int4, leader_epoch int4, timestamp_type int2, max_timestamp int8, timestamps int8[],
@@ -66,7 +69,8 @@ begin
         select min(w.n)::int4 as idx, w.topic_id, w.partition, range_agg(int8range(w.first_offset, w.last_offset, '[]')) as wanted, p.log_start
         from (select u.*, sum(u.far) over (order by u.n) as cluster
               from (select n, topic_id, partition, first_offset, last_offset,
-                           -- Records far apart are looked for one by one, those close together by walking from batch to batch.
+                           -- Records far apart are looked for one by one, those close together by walking
+                           -- from batch to batch.
                            case when lag(last_offset) over (partition by topic_id, partition order by n) >= first_offset - 1000 then 0 else 1 end as far
                     from unnest(fetch_records.topic_ids, fetch_records.partitions, fetch_records.first_offsets, fetch_records.last_offsets)
                          with ordinality as v (topic_id, partition, first_offset, last_offset, n)) u) w
