@@ -155,6 +155,18 @@ class Cluster:
                     )
                 )
 
+    def connections(self) -> int:
+        """How many clients are connected, whether or not they said that they use the server."""
+        try:
+            with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                ).fetchone()
+        except psycopg.Error:
+            return 0
+        return int(row[0]) if row else 0
+
     def stop(self) -> None:
         """Stop PostgreSQL:
 
@@ -270,7 +282,8 @@ class Cluster:
 
     def _socket_directory(self) -> Path:
         directory = self.base / "run"
-        if len(os.fsencode(directory / ".s.PGSQL.5432")) > _SOCKET_PATH_BYTES:
+        # libpq takes a comma for the end of one of several hosts.
+        if len(os.fsencode(directory / ".s.PGSQL.5432")) > _SOCKET_PATH_BYTES or "," in str(directory):
             digest = hashlib.sha256(os.fsencode(self.home.path)).hexdigest()[:12]
             directory = Path("/tmp") / f"logstore-{os.geteuid()}-{digest}"
         try:
@@ -278,8 +291,8 @@ class Cluster:
             found = directory.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self.identity.uid):
                 raise EmbeddedServerError(
-                    f"The path of {self.home.path} is too long for a socket, and {directory}, the "
-                    "place for it then, belongs to somebody else.",
+                    f"The path {self.home.path} is too long for a socket or has a comma, and {directory}, the "
+                    "place for the socket then, belongs to somebody else.",
                     advice="Set LOGSTORE_HOME to a shorter path.",
                 )
             directory.chmod(0o700)

@@ -25,7 +25,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -108,6 +108,10 @@ class Lock:
     def wait(self, timeout_s: float, *, shared: bool = False) -> bool:
         """Take the lock within ``timeout_s``; say whether it was taken.  Ctrl-C interrupts."""
         return wait_until(lambda: self.take(shared=shared), timeout_s)
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
 
     def touch(self) -> None:
         """Note on the file that somebody came or went."""
@@ -200,11 +204,13 @@ class Home:
     def status(self) -> ServerStatus:
         """What the supervisor last said; ``stopped`` if it died without a word."""
         try:
-            said = ServerStatus(**json.loads(self.status_file.read_text()))
+            known = {field.name for field in fields(ServerStatus)}
+            words = json.loads(self.status_file.read_text())
+            # Another release may say more, or less.
+            said = ServerStatus(**{name: word for name, word in words.items() if name in known})
         except (FileNotFoundError, NotADirectoryError):
             return ServerStatus("stopped", str(self.path))
-        except (ValueError, TypeError):
-            # Written by another release.
+        except (ValueError, TypeError, AttributeError):
             said = ServerStatus("starting", str(self.path))
         except OSError as exc:
             raise unusable(self.path, exc) from exc

@@ -63,8 +63,9 @@ class Handle:
 
     def close(self) -> None:
         """Give the server up.  It stops some seconds later, if nobody else uses it."""
-        self._lock.touch()
-        self._lock.close()
+        if not self._lock.closed:
+            self._lock.touch()
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +120,9 @@ class EmbeddedServer:
                 raise self._too_slow(timeout_s)
             users.touch()
             return Handle(self, users, self.await_ready(deadline - time.monotonic()))
+        except OSError as exc:
+            users.close()
+            raise unusable(self.home.path, exc) from exc
         except BaseException:
             users.close()
             raise
@@ -229,11 +233,18 @@ class EmbeddedServer:
         except ProcessLookupError:
             return
         try:
+            # Seen from another container the number is somebody else's.
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"logstore.embedded.supervisor" not in command:
+                raise EmbeddedServerError(
+                    f"The embedded server in {self.home.path} was started in another container.",
+                    advice="Stop it there.",
+                )
             # The supervisor still lives, and the descriptor means it even if it dies now and its number is
             # reused.
             if self.home.alive():
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        except ProcessLookupError:
+        except (ProcessLookupError, FileNotFoundError):
             pass
         finally:
             os.close(descriptor)

@@ -46,7 +46,7 @@ def fixed(socket_directory: Path) -> dict[str, str]:
     """Settings that keep the server private to its user; they cannot be overridden."""
     return {
         "listen_addresses": "",
-        "unix_socket_directories": f'"{socket_directory}"',
+        "unix_socket_directories": '"{}"'.format(str(socket_directory).replace('"', '""')),
         "unix_socket_permissions": "0700",
         "port": "5432",
     }

@@ -4,7 +4,8 @@ Started by whoever needs the server first, it leaves that program's session at o
 stops the server
 
 * when told to (SIGTERM, which is what `logstore down` sends),
-* when nobody has held ``users.lock`` for a while: users hold it shared, so the kernel notices a user's death,
+* when nobody has held ``users.lock`` for a while: users hold it shared, so the kernel notices a user's death;
+  whoever is connected without it, having been given the DSN, counts too,
 * when its directory is removed.
 
 It starts the server again when the server dies, and if it dies itself, the server stops: on Linux the kernel
@@ -63,6 +64,8 @@ class Supervisor:
         """Start, watch, stop.  Returns the exit code."""
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
+        # The program that started us may have blocked signals for itself.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -191,7 +194,10 @@ class Supervisor:
         # too.
         self._last_user = max(self._last_user, os.fstat(self._users.fileno()).st_mtime)
         if time.time() - self._last_user >= self.orders.idle_s:
-            return True
+            if not self.cluster.connections():
+                return True
+            # Somebody was given the DSN.
+            self._last_user = time.time()
         self._users.close()
         self._users = Lock(self.home.users)
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -139,12 +141,61 @@ def test_a_removed_directory_stops_the_server(embedded_server: EmbeddedServer) -
 
 
 def test_a_long_path_gets_a_socket_elsewhere(home: Path) -> None:
-    server = EmbeddedServer(home / ("long" * 30), SETTINGS)
+    server = EmbeddedServer(home / ("long" * 30), SETTINGS, throw_away=True)
     with server.start_or_join() as handle:
         assert ask(handle.dsn, "SELECT 1") == 1
         assert handle.status.socket_directory.startswith("/tmp/logstore-")
     assert server.stop()
-    Path(handle.status.socket_directory).rmdir()
+    assert not Path(handle.status.socket_directory).exists()
+
+
+def test_a_path_with_odd_characters(home: Path) -> None:
+    server = EmbeddedServer(home / 'it\'s "odd", 100% ü', SETTINGS, throw_away=True)
+    with server.start_or_join() as handle:
+        assert ask(handle.dsn, "SELECT 1") == 1
+    assert server.stop()
+
+
+def test_whoever_was_given_the_dsn_is_a_user_too(used_home: Path) -> None:
+    server = EmbeddedServer(used_home, SETTINGS, idle_s=0)
+    handle = server.start_or_join()
+    with psycopg.connect(handle.dsn, autocommit=True) as connection:
+        looked = "SELECT sessions FROM pg_stat_database WHERE datname = 'postgres'"
+
+        def times() -> int:
+            row = connection.execute(looked).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        before = times()
+        handle.close()
+        eventually(lambda: times() >= before + 2, "the supervisor has looked twice who is connected")
+    eventually(lambda: not server.home.alive(), "it stopped when nobody was")
+
+
+def test_closing_twice_does_no_harm(embedded_server: EmbeddedServer) -> None:
+    handle = embedded_server.start_or_join()
+    handle.close()
+    handle.close()
+
+
+def test_what_another_release_wrote_is_understood(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle:
+        words = json.loads(embedded_server.home.status_file.read_text())
+        del words["deliberate"]
+        embedded_server.home.status_file.write_text(json.dumps(words | {"mood": "sunny"}))
+        with embedded_server.start_or_join() as other:
+            assert other.dsn == handle.dsn
+
+
+def test_a_server_of_another_container_is_not_stopped_from_here(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle, program("input()") as stranger:
+        status = replace(handle.status, supervisor_pid=stranger.pid)
+        embedded_server.home.write_status(status)
+        with pytest.raises(EmbeddedServerError, match="another container"):
+            embedded_server.stop()
+        assert lives(stranger.pid)
+        embedded_server.home.write_status(handle.status)
 
 
 def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

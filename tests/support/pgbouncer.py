@@ -22,6 +22,10 @@ from tests.support.servers import PREFIX, Server
 _LAUNCH = """
 import ctypes, os, pathlib, sys
 from logstore.embedded import asroot
+from logstore.embedded.home import Lock
+# Free when PgBouncer is dead: then the directory may be removed.
+lock = Lock(pathlib.Path(sys.argv[1]).with_name("supervisor.lock"), inheritable=True)
+lock.take()
 asroot.choose(reach=[pathlib.Path(sys.argv[1]).parent]).enter()
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)

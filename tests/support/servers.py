@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ SETTINGS: Final = {
     "max_wal_size": "1GB",
     "min_wal_size": "80MB",
 }
+YOUNG_S: Final = 600
+"""A directory changed so recently may be about to get its server."""
 _numbers = itertools.count(1)
 
 
@@ -111,7 +114,9 @@ def container(image: str) -> Iterator[Server]:
 def remove_leftovers() -> None:
     """Remove the directories of test servers whose supervisor was killed before it could do so."""
     for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        lock = home / "supervisor.lock"
-        with contextlib.suppress(OSError), lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            if time.time() - home.stat().st_mtime < YOUNG_S:
+                continue
+            with contextlib.suppress(FileNotFoundError), (home / "supervisor.lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(home, ignore_errors=True)
