@@ -183,10 +183,10 @@ class AsyncProducer:
         check_target(topic, partition)
         columns = self._intake.columns(values, keys, headers, timestamps_ms, time_ns() // 1_000_000)
         known = await self._known(topic, partition, monotonic() + self._max_block_s)
-        check_sizes(columns, known, self._accumulator.limits)
+        longest = check_sizes(columns, known, self._accumulator.limits)
         taken: list[tuple[BulkBatch, int, int]] = []
         accepted = 0
-        for part in parts(columns, self._accumulator.limits):
+        for part in parts(columns, longest, self._accumulator.limits):
             try:
                 taken += await self._take(topic, partition, part)
             except LogstoreError as error:

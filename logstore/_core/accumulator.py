@@ -13,7 +13,7 @@ has to be sent again is never overtaken by a later one.  Meanwhile the next batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from logstore._core.backoff import Backoff
 from logstore._core.batch import (
@@ -26,7 +26,7 @@ from logstore._core.batch import (
 )
 from logstore._core.bulk import Piece
 from logstore._core.calls import AppendResult, TopicMetadata
-from logstore._core.partitioner import Partitioner
+from logstore._core.partitioner import Partitioner, hash_of
 from logstore._core.queues import Limits, PartitionQueue, Topic, too_large
 from logstore.errors import (
     DeliveryTimeoutError,
@@ -36,16 +36,26 @@ from logstore.errors import (
 
 __all__ = ["Accumulator"]
 
-F = TypeVar("F")
+F = TypeVar("F", bound="Place")
 B = TypeVar("B", bound=Batch)
 
 _FOREVER: Final = float("inf")
 
 
+class Place(Protocol):
+    """What a future is to the accumulator: the place of a record in a batch.
+
+    It has no ``__init__``: setting two attributes costs a third of calling one that does.
+    """
+
+    batch: RowBatch
+    index: int
+
+
 class Accumulator(Generic[F]):
     """Takes records, gives batches.
 
-    ``promise`` makes the future of the record at an index of a batch; ``choose(n)`` is a random number below
+    ``promise`` is the class of the futures; ``choose(n)`` is a random number below
     n; ``lock`` is handed to each batch for those who wait for it.
     """
 
@@ -56,7 +66,7 @@ class Accumulator(Generic[F]):
         partitioner: Partitioner,
         choose: Callable[[int], int],
         backoff: Backoff,
-        promise: Callable[[RowBatch, int], F],
+        promise: Callable[[], F],
         lock: Any,
     ) -> None:
         self.limits = limits
@@ -68,6 +78,7 @@ class Accumulator(Generic[F]):
         self.urgent = 0
         """How many callers wait for everything to be sent, whatever linger says."""
         self._partitioner = partitioner
+        self._hash = hash_of(partitioner)
         self._choose = choose
         self._backoff = backoff
         self._promise = promise
@@ -146,7 +157,10 @@ class Accumulator(Generic[F]):
                 return None
             queue = topic.queues[partition]
         elif key is not None:
-            queue = topic.queues[self._partitioner(key, topic.count)]
+            if (hashed := self._hash) is not None:
+                queue = topic.queues[hashed(key) % topic.count]
+            else:
+                queue = topic.queues[self._partitioner(key, topic.count)]
         else:
             queue = self._stick(topic, size)
         batch = queue.open
@@ -161,7 +175,10 @@ class Accumulator(Generic[F]):
         if size >= batch.mark:
             batch.mark = size + self.limits.batch_size
             self.attention = True
-        return self._promise(batch, position >> 2)
+        future = self._promise()
+        future.batch = batch
+        future.index = position >> 2
+        return future
 
     def add_pieces(self, topic: Topic, pieces: Sequence[Piece]) -> list[tuple[BulkBatch, int, int]] | None:
         """Add all of ``pieces``; for each the batch it is in, where it begins there and how long it is.

@@ -60,18 +60,26 @@ class ArrayParameter(ABC):
 
 
 class ByteaArray(ArrayParameter):
-    """``bytea[]`` of ``bytes | None``."""
+    """``bytea[]`` of ``bytes | None``.
 
-    __slots__ = ()
+    ``lengths``, where the caller knows them, spares counting them again.
+    """
+
+    __slots__ = ("lengths",)
     element_oid = 17
     items: Sequence[bytes | None]
+
+    def __init__(self, items: Sequence[bytes | None], lengths: list[int] | None = None) -> None:
+        self.items = items
+        self.lengths = lengths
 
     def encode(self) -> bytes:
         items = self.items
         if not items:
             return _EMPTY.pack(0, 0, self.element_oid)
         try:
-            return _join_bytes(self._header(False), items)  # type: ignore[arg-type]
+            lengths = self.lengths or list(map(len, items))  # type: ignore[arg-type]
+            return _join_bytes(self._header(False), items, lengths)  # type: ignore[arg-type]
         except (TypeError, IndexError):  # a None, or an element longer than the table knows
             return _join_nullable(self._header(None in items), items)
 
@@ -142,8 +150,7 @@ class Int8Array(_IntArray):
 ARRAYS: Final = (ByteaArray, TextArray, Int4Array, Int8Array)
 
 
-def _join_bytes(header: bytes, items: Sequence[bytes]) -> bytes:
-    lengths = list(map(len, items))
+def _join_bytes(header: bytes, items: Sequence[bytes], lengths: list[int]) -> bytes:
     first = lengths[0]
     if lengths.count(first) == len(lengths):
         prefix = _INT4.pack(first)

@@ -6,8 +6,8 @@ Both add with a single C call, so that a Ctrl-C can never leave a key without it
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
@@ -45,9 +45,9 @@ def headers_size(headers: Headers) -> int:
 class Columns(NamedTuple):
     """Records, column by column."""
 
-    keys: list[bytes | None]
-    values: list[bytes | None]
-    timestamps: list[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    timestamps: Sequence[int]
     headers: list[Headers | None] | None
     """None: no record has any."""
 
@@ -121,13 +121,16 @@ class Batch:
         flight.
         """
         columns = self.columns()
-        self.remember(columns)
+        if self.pieces == 1:
+            return [self._row(columns, *self.lengths(columns))]
         count = len(columns.values)
         step = -(-count // self.pieces)
+        self.lengths(columns)
         return [self._row(columns.cut(start, start + step)) for start in range(0, count, step)]
 
-    def remember(self, columns: Columns) -> None:
-        """Keep what the metadata of each record needs."""
+    def lengths(self, columns: Columns) -> tuple[list[int] | None, list[int] | None]:
+        """The lengths of keys and of values, where they are known; None where one of them is missing."""
+        return None, None
 
     def settle(self, results: Sequence[AppendResult]) -> None:
         """The batch is in the log.  Its rows were appended under one lock, so their offsets are dense."""
@@ -140,7 +143,12 @@ class Batch:
         self.error = error
         self.done = True
 
-    def _row(self, columns: Columns) -> AppendBatch:
+    def _row(
+        self,
+        columns: Columns,
+        key_lengths: list[int] | None = None,
+        value_lengths: list[int] | None = None,
+    ) -> AppendBatch:
         keys, values, timestamps, headers = columns
         count = len(values)
         latest = max(timestamps)
@@ -151,8 +159,8 @@ class Batch:
             count,
             latest,
             None if timestamps.count(latest) == count else Int8Array(timestamps),
-            None if keys.count(None) == count else ByteaArray(keys),
-            None if values.count(None) == count else ByteaArray(values),
+            None if keys[0] is None and keys.count(None) == count else ByteaArray(keys, key_lengths),
+            None if values[0] is None and values.count(None) == count else ByteaArray(values, value_lengths),
             *_header_columns(headers),
         )
 
@@ -179,10 +187,13 @@ class RowBatch(Batch):
         none = headers.count(None) == len(headers)
         return Columns(records[0::4], records[1::4], records[2::4], None if none else headers)
 
-    def remember(self, columns: Columns) -> None:
-        self.timestamps = array("q", columns.timestamps)
-        self.key_sizes = _sizes(columns.keys)
-        self.value_sizes = _sizes(columns.values)
+    def lengths(self, columns: Columns) -> tuple[list[int] | None, list[int] | None]:
+        keys, values = _lengths(columns.keys), _lengths(columns.values)
+        # Kept: the metadata of each record needs them.
+        self.timestamps = columns.timestamps
+        self.key_sizes = keys or _sizes(columns.keys)
+        self.value_sizes = values or _sizes(columns.values)
+        return keys, values
 
     def release(self) -> None:
         self.count = len(self)
@@ -219,14 +230,16 @@ class BulkBatch(Batch):
         if len(self.chunks) == 1:
             return self.chunks[0]
         with_headers = any(chunk.headers is not None for chunk in self.chunks)
-        joined = Columns([], [], [], [] if with_headers else None)
-        for keys, values, timestamps, headers in self.chunks:
-            joined.keys.extend(keys)
-            joined.values.extend(values)
-            joined.timestamps.extend(timestamps)
-            if joined.headers is not None:
-                joined.headers.extend(headers or [None] * len(values))
-        return joined
+        all_headers: list[Headers | None] = []
+        if with_headers:
+            for chunk in self.chunks:
+                all_headers += chunk.headers or [None] * len(chunk.values)
+        return Columns(
+            list(chain.from_iterable(chunk.keys for chunk in self.chunks)),
+            list(chain.from_iterable(chunk.values for chunk in self.chunks)),
+            list(chain.from_iterable(chunk.timestamps for chunk in self.chunks)),
+            all_headers if with_headers else None,
+        )
 
     def release(self) -> None:
         self.count = len(self)
@@ -238,10 +251,15 @@ class BulkBatch(Batch):
         return BatchMetadata(self.queue.topic.name, self.queue.partition, offset, count, self.append_time)
 
 
-def _sizes(column: list[bytes | None]) -> Sequence[int]:
-    if None in column:
-        return array("i", [-1 if item is None else len(item) for item in column])
-    return array("i", map(len, column))  # type: ignore[arg-type]
+def _lengths(column: Sequence[bytes | None]) -> list[int] | None:
+    try:
+        return list(map(len, column))  # type: ignore[arg-type]
+    except TypeError:  # a None among them
+        return None
+
+
+def _sizes(column: Sequence[bytes | None]) -> list[int]:
+    return [-1 if item is None else len(item) for item in column]
 
 
 def _header_columns(

@@ -7,11 +7,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from typing import Final, NamedTuple
-from zlib import crc32
 
 from logstore._core.batch import RECORD_OVERHEAD, Columns, headers_size
-from logstore._core.partitioner import Partitioner, crc32_partition
+from logstore._core.partitioner import Partitioner, hash_of
 from logstore._core.queues import Limits, Topic, too_large
 
 __all__ = ["Piece", "check_sizes", "parts", "pieces"]
@@ -30,23 +30,32 @@ class Piece(NamedTuple):
     """Bytes, as the limits count them."""
 
 
-def check_sizes(columns: Columns, topic: Topic, limits: Limits) -> None:
-    """Raise RecordTooLargeError when any record is larger than the topic and the limits allow."""
+def check_sizes(columns: Columns, topic: Topic, limits: Limits) -> int:
+    """Raise RecordTooLargeError when any record is larger than the topic and the limits allow.
+
+    The result is a size that no record exceeds.
+    """
     if not columns.values:
-        return
-    longest = _longest(columns.keys) + _longest(columns.values)
-    if columns.headers is None and RECORD_OVERHEAD + longest <= topic.max_record:
-        return
-    largest = max(_sizes(columns))
-    if largest > topic.max_record:
-        raise too_large(topic, largest, limits)
+        return 0
+    longest = RECORD_OVERHEAD + _longest(columns.keys) + _longest(columns.values)
+    if columns.headers is not None or longest > topic.max_record:
+        longest = max(_sizes(columns))
+    if longest > topic.max_record:
+        raise too_large(topic, longest, limits)
+    return longest
 
 
-def parts(columns: Columns, limits: Limits) -> Iterator[Columns]:
-    """Cut ``columns`` into parts of which several fit into the buffer, where single records allow that."""
-    for start in range(0, len(columns.values), PART_RECORDS):
-        part = columns.cut(start, start + PART_RECORDS)
-        yield from _halves(part, _size(part), limits.buffer_memory // 4)
+def parts(columns: Columns, longest: int, limits: Limits) -> Iterator[Columns]:
+    """Cut ``columns``, no record of which exceeds ``longest``, into parts of which several fit into the
+    buffer.
+    """
+    step = max(1, min(PART_RECORDS, limits.buffer_memory // 4 // max(longest, 1)))
+    count = len(columns.values)
+    if count <= step:
+        yield columns
+        return
+    for start in range(0, count, step):
+        yield columns.cut(start, start + step)
 
 
 def pieces(
@@ -73,51 +82,40 @@ def pieces(
 def _grouped(
     columns: Columns, partition: int | None, count: int, partitioner: Partitioner
 ) -> list[tuple[int | None, Columns]]:
-    keys, values, timestamps, headers = columns
-    if partition is not None or keys.count(None) == len(keys):
+    keys = columns.keys
+    if partition is not None or not keys or (keys[0] is None and keys.count(None) == len(keys)):
         return [(partition, columns)]
-    if count == 1:
-        return [(0, columns)]
-    targets: list[int]
+    # The last group is of the keyless ones, which go anywhere.
+    ordinals: list[list[int]] = [[] for _ in range(count + 1)]
+    add = [group.append for group in ordinals]
+    hashed = hash_of(partitioner)
     if None in keys:
-        # The keyless ones are the last group, which goes anywhere.
-        targets = [count if key is None else partitioner(key, count) for key in keys]
-    elif partitioner is crc32_partition:
-        targets = [number % count for number in map(crc32, keys)]  # type: ignore[arg-type]
+        for ordinal, key in enumerate(keys):
+            add[count if key is None else partitioner(key, count)](ordinal)
+    elif hashed is not None:
+        for ordinal, number in enumerate(map(hashed, keys)):  # type: ignore[arg-type]
+            add[number % count](ordinal)
     else:
-        targets = [partitioner(key, count) for key in keys]  # type: ignore[arg-type]
-    groups = [Columns([], [], [], None if headers is None else []) for _ in range(count + 1)]
-    add_key = [group.keys.append for group in groups]
-    add_value = [group.values.append for group in groups]
-    for target, key, value in zip(targets, keys, values, strict=True):
-        add_key[target](key)
-        add_value[target](value)
-    if timestamps.count(timestamps[0]) == len(timestamps):
-        for group in groups:
-            group.timestamps.extend(timestamps[: len(group.values)])
-    else:
-        for target, timestamp in zip(targets, timestamps, strict=True):
-            groups[target].timestamps.append(timestamp)
-    if headers is not None:
-        for target, pairs in zip(targets, headers, strict=True):
-            collected = groups[target].headers
-            assert collected is not None
-            collected.append(pairs)
-    filled: list[tuple[int | None, Columns]] = []
-    for target, group in enumerate(groups):
-        if group.values:
-            filled.append((target if target < count else None, group))
-    return filled
+        for ordinal, key in enumerate(keys):
+            add[partitioner(key, count)](ordinal)  # type: ignore[arg-type]
+    targets: list[tuple[int | None, list[int]]] = [*enumerate(ordinals[:count]), (None, ordinals[count])]
+    return [(target, _picked(columns, group)) for target, group in targets if group]
 
 
-def _halves(columns: Columns, size: int, most: int) -> Iterator[Columns]:
-    count = len(columns.values)
-    if size <= most or count <= 1:
-        yield columns
-        return
-    for start, stop in ((0, count // 2), (count // 2, count)):
-        half = columns.cut(start, stop)
-        yield from _halves(half, _size(half), most)
+def _picked(columns: Columns, ordinals: list[int]) -> Columns:
+    keys, values, timestamps, headers = columns
+    if len(ordinals) == len(values):
+        return columns
+    if len(ordinals) == 1:  # itemgetter would give the item itself
+        return columns.cut(ordinals[0], ordinals[0] + 1)
+    pick = itemgetter(*ordinals)
+    constant = timestamps.count(timestamps[0]) == len(timestamps)
+    return Columns(
+        pick(keys),
+        pick(values),
+        timestamps[: len(ordinals)] if constant else pick(timestamps),
+        None if headers is None else list(pick(headers)),
+    )
 
 
 def _size(columns: Columns) -> int:
@@ -139,12 +137,14 @@ def _sizes(columns: Columns) -> list[int]:
 
 
 def _bytes(column: Sequence[bytes | None]) -> int:
-    if None in column:
+    try:
+        return sum(map(len, column))  # type: ignore[arg-type]
+    except TypeError:  # a None among them
         return sum(len(item) for item in column if item is not None)
-    return sum(map(len, column))  # type: ignore[arg-type]
 
 
 def _longest(column: Sequence[bytes | None]) -> int:
-    if None in column:
+    try:
+        return max(map(len, column))  # type: ignore[arg-type]
+    except TypeError:
         return max((len(item) for item in column if item is not None), default=0)
-    return max(map(len, column))  # type: ignore[arg-type]

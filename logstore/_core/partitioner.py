@@ -13,7 +13,7 @@ from zlib import crc32
 
 from logstore.errors import ConfigurationError, InvalidArgumentError
 
-__all__ = ["Partitioner", "as_partitioner", "crc32_partition", "murmur2", "murmur2_partition"]
+__all__ = ["Partitioner", "as_partitioner", "crc32_partition", "hash_of", "murmur2", "murmur2_partition"]
 
 Partitioner = Callable[[bytes, int], int]
 """From a key and the number of partitions to a partition."""
@@ -43,6 +43,14 @@ def murmur2(data: bytes) -> int:
         h = (h ^ int.from_bytes(data[whole:], "little")) * m & mask
     h = (h ^ (h >> 13)) * m & mask
     return h ^ (h >> 15)
+
+
+def hash_of(partitioner: Partitioner) -> Callable[[bytes], int] | None:
+    """The hash whose remainder by the number of partitions is what ``partitioner`` returns, if it has one.
+
+    Taking the remainder of a C function's result in place is twice as fast as calling a Python function.
+    """
+    return crc32 if partitioner is crc32_partition else None
 
 
 def as_partitioner(choice: object) -> Partitioner:

@@ -82,18 +82,17 @@ class SendFuture(_Future[RecordMetadata]):
     a place in a batch and nothing else: what it answers is made when somebody asks.
     """
 
-    __slots__ = ("_batch", "_index")
+    __slots__ = ("batch", "index")
 
-    def __init__(self, batch: RowBatch, index: int) -> None:
-        self._batch = batch
-        self._index = index
+    batch: RowBatch
+    index: int
 
     def done(self) -> bool:
-        return self._batch.done
+        return self.batch.done
 
     def outcome(self) -> RecordMetadata | LogstoreError:
-        batch = self._batch
-        return batch.metadata(self._index) if batch.error is None else batch.error
+        batch = self.batch
+        return batch.metadata(self.index) if batch.error is None else batch.error
 
     def get(self, timeout: float | None = None) -> RecordMetadata:
         """Where the record is, as soon as it is acknowledged at the level of ``acks``.
@@ -101,12 +100,12 @@ class SendFuture(_Future[RecordMetadata]):
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).  Raises
         RequestTimedOutError when it is over, and whatever kept the record from being delivered.
         """
-        batch = self._batch
+        batch = self.batch
         if not batch.done:
             settled(batch, timeout)
         if batch.error is not None:
             raise batch.error
-        return batch.metadata(self._index)
+        return batch.metadata(self.index)
 
     def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
         def call() -> None:
@@ -114,11 +113,13 @@ class SendFuture(_Future[RecordMetadata]):
             if isinstance(outcome, LogstoreError) is failure:
                 function(outcome)
 
-        batch = self._batch
+        batch = self.batch
         with batch.lock:
             waiting = not batch.done
             if waiting:
-                batch.callbacks = [*(batch.callbacks or ()), call]
+                if batch.callbacks is None:
+                    batch.callbacks = []
+                batch.callbacks.append(call)
         if not waiting:
             call()
 
@@ -192,6 +193,8 @@ class BulkFuture(_Future[list[BatchMetadata]]):
             waiting = {batch for batch, _, _ in self._pieces if not batch.done}
             left = len(waiting)
             for batch in waiting:
-                batch.callbacks = [*(batch.callbacks or ()), one_less]
+                if batch.callbacks is None:
+                    batch.callbacks = []
+                batch.callbacks.append(one_less)
         if not waiting:
             call()
