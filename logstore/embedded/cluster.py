@@ -291,8 +291,8 @@ class Cluster:
             found = directory.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self.identity.uid):
                 raise EmbeddedServerError(
-                    f"The path {self.home.path} is too long for a socket or has a comma, and {directory}, the "
-                    "place for the socket then, belongs to somebody else.",
+                    f"The path {self.home.path} is too long for a socket or has a comma, and {directory}, "
+                    "the place for one then, belongs to somebody else.",
                     advice="Set LOGSTORE_HOME to a shorter path.",
                 )
             directory.chmod(0o700)

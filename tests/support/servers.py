@@ -42,6 +42,8 @@ class Server:
     dsn: str
     """Of a role that may create databases, and need not be a superuser; a URI."""
     superuser_dsn: str | None = None
+    home: Path | None = None
+    """Its directory, if it is an embedded one."""
     _template: str = field(default="", init=False)
 
     def database(self, name: str) -> str:
@@ -81,7 +83,7 @@ def embedded(programs: Path | None = None) -> Iterator[Server]:
     server = EmbeddedServer(home, SETTINGS, idle_s=1, throw_away=True, programs=programs)
     with server.start_or_join() as handle:
         try:
-            yield Server(handle.dsn, handle.superuser_dsn)
+            yield Server(handle.dsn, handle.superuser_dsn, home)
         finally:
             server.stop()
             shutil.rmtree(home, ignore_errors=True)
