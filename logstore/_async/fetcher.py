@@ -82,7 +82,8 @@ class Fetcher:
         self.online = False
         """There is a connection."""
         self.error: LogstoreError | None = None
-        """What stopped fetching, to be raised to the user, who can try again by polling."""
+        """What stopped fetching, to be raised to the user."""
+        self._told = False
         self._failure: LogstoreError | None = None
         self._metadata_due = 0.0
         self._task: Task | None = None
@@ -108,6 +109,7 @@ class Fetcher:
         """Read all partitions of ``topics``; None: what is assigned one by one.  The lock must be held."""
         self._topics = topics
         self._metadata_due = 0.0
+        self._subscription.needs_metadata = True
         self.disturb()
 
     def disturb(self) -> None:
@@ -127,6 +129,7 @@ class Fetcher:
         with self._lock:
             self._questions.append(question)
             self.disturb()
+            self._resume()
             try:
                 while not question.done:
                     self.check()
@@ -152,9 +155,19 @@ class Fetcher:
         if self.closing:
             raise ClientClosedError("The consumer is closed.")
         if self.error is not None:
-            error, self.error = self.error, None
+            self._told = True
+            raise self.error
+
+    def try_again(self) -> None:
+        """The user's side is back after an error: what it stopped is tried once more.  The lock must be held."""
+        self._resume()
+        if self._subscription.try_again():
             self.disturb()
-            raise error
+
+    def _resume(self) -> None:
+        if self._told:
+            self._told, self.error = False, None
+            self.disturb()
 
     async def stop(self) -> None:
         """End the task and its connection; waits no longer than a moment for the server."""

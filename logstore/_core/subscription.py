@@ -48,6 +48,7 @@ class PartitionState:
         "paused",
         "ready",
         "reset",
+        "told",
         "topic_id",
         "tp",
     )
@@ -71,8 +72,14 @@ class PartitionState:
         """It is in the queue of those that have records."""
         self.error: LogstoreError | None = None
         """Raised to the user when the buffered records are used up."""
+        self.told = False
+        """An error was raised to the user; nothing is tried before :meth:`Subscription.try_again`."""
         self.log_start: int | None = None
         self.high_watermark: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.error is not None or self.told
 
     @property
     def position(self) -> int | None:
@@ -84,6 +91,7 @@ class PartitionState:
         self.batches.clear()
         self.fetches.clear()
         self.error = None
+        self.told = False
         self.fetch_offset = offset
         self.reset = reset
         return dropped
@@ -131,6 +139,8 @@ class Subscription:
         self._handed_out: HandedOut | None = None
         self.needs_metadata = False
         """Something is assigned whose topic is not known, or not any more: :meth:`learn` helps."""
+        # Errors that were raised: what they stopped is tried again when the program comes back.
+        self._told: list[PartitionState] = []
         self.has_room = True
         """Something that kept partitions from being fetched is gone since this was last set to False."""
 
@@ -259,7 +269,7 @@ class Subscription:
         states: list[PartitionState] = []
         specs: list[int] = []
         for state in self._states.values():
-            if state.fetch_offset is not None or state.error is not None or state.topic_id is None:
+            if state.fetch_offset is not None or state.stopped or state.topic_id is None:
                 continue
             spec = self._policy.spec(now_ms) if state.reset is None else state.reset
             if spec is None:
@@ -294,7 +304,9 @@ class Subscription:
     @property
     def positioned(self) -> bool:
         """Every partition has a position, or an error that says why not."""
-        return all(s.fetch_offset is not None or s.error is not None for s in self._states.values())
+        return not self.needs_metadata and all(
+            state.fetch_offset is not None or state.stopped for state in self._states.values()
+        )
 
     # -- fetching ------------------------------------------------------------------------------------------
 
@@ -308,7 +320,7 @@ class Subscription:
             if state.fetch_offset is not None
             and state.topic_id is not None
             and not state.paused
-            and state.error is None
+            and not state.stopped
             and len(state.fetches) < READ_AHEAD
         ]
         if not states:
@@ -413,6 +425,14 @@ class Subscription:
             state.ready = True
             self._queue.append(state)
 
+    def try_again(self) -> bool:
+        """The program has come back after an error: whether there is something to be tried again."""
+        told, self._told = [state for state in self._told if state.told], []
+        for state in told:
+            state.told = False
+            self.needs_metadata = self.needs_metadata or state.topic_id is None
+        return bool(told)
+
     # -- handing out ---------------------------------------------------------------------------------------
 
     def take(
@@ -500,11 +520,10 @@ class Subscription:
         return records
 
     def _take_error(self, state: PartitionState) -> LogstoreError:
-        """The error of ``state``, which is then tried again."""
         error, state.error = state.error, None
         assert error is not None
-        self.has_room = True
-        self.needs_metadata = self.needs_metadata or state.topic_id is None
+        state.told = True
+        self._told.append(state)
         return error
 
     def _used_up(self, state: PartitionState, batch: FetchedBatch | DecodedBatch) -> None:

@@ -257,6 +257,7 @@ class Consumer:
         timeout_ms = self._config.consumer_timeout_ms
         until = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         with self._lock:
+            self._fetcher.try_again()
             while True:
                 self._check()
                 records = self._subscription.hand_out(self._config.max_poll_records)
@@ -277,6 +278,7 @@ class Consumer:
         self._ready()
         until = time.monotonic() + timeout_ms / 1000
         with self._lock:
+            self._fetcher.try_again()
             while True:
                 self._check()
                 records = self._subscription.take(count, only)
@@ -339,6 +341,7 @@ class Consumer:
         tp = _partition(partition)
         until = time.monotonic() + self._config.request_timeout_ms / 1000
         with self._lock:
+            self._fetcher.try_again()
             while True:
                 self._fetcher.check()
                 found = self._subscription.position(tp)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from logstore.errors import InvalidArgumentError, SerializationError
 from logstore.records import CREATE_TIME, LOG_APPEND_TIME, ConsumerRecord, TopicPartition
 from tests.support.appender import Appender, values
 from tests.support.colours import Colour
+from tests.support.reading import ENOUGH_MS, read
 
 TP = TopicPartition("t", 0)
-ENOUGH_MS = 60_000
-"""How long a test waits for what has to come; it never waits that long."""
-
-
-def read(consumer: Any, count: int, **options: Any) -> list[ConsumerRecord]:
-    """The next ``count`` records."""
-    got: list[ConsumerRecord] = []
-    while len(got) < count:
-        for records in consumer.poll(timeout_ms=ENOUGH_MS, **options).values():
-            got += records
-    return got
 
 
 def test_record_comes_back_as_it_was_appended(colour: Colour, database: str, appender: Appender) -> None:

@@ -99,6 +99,7 @@ def test_seek_overtakes_a_reset() -> None:
 def test_without_a_policy_each_poll_says_so_until_somebody_seeks() -> None:
     subscription = reading("none")
     for _ in range(2):
+        subscription.try_again()
         assert subscription.pending_resets(NOW) is None
         with pytest.raises(NoOffsetForPartitionError, match="partition 0 of topic 't'"):
             subscription.take(10)
@@ -117,7 +118,9 @@ def test_out_of_range_without_a_policy(offset: int) -> None:
         subscription.take(1)
     assert caught.value.details["log_start"] == 5
     assert subscription.position(P0) == offset
-    assert subscription.next_fetch() is not None  # and it is tried again
+    assert subscription.next_fetch() is None, "nothing is tried behind the program's back"
+    assert subscription.try_again()
+    assert subscription.next_fetch() is not None
 
 
 @pytest.mark.parametrize("offset", [4, 21])
@@ -172,6 +175,7 @@ def test_topic_made_anew_is_told_and_begins_at_its_start() -> None:
     subscription.learn({"t": (43, 1)})
     with pytest.raises(UnknownTopicOrPartitionError):
         subscription.take(10)
+    subscription.try_again()
     request = subscription.pending_resets(NOW)
     assert request is not None
     assert (request.topic_ids, request.specs) == ([43], [EARLIEST])
@@ -187,6 +191,7 @@ def test_partition_that_does_not_exist() -> None:
         assert not needs_metadata(subscription)
         with pytest.raises(UnknownTopicOrPartitionError, match="no partition 1: it has 1"):
             subscription.take(1)
+        assert subscription.try_again()
         assert needs_metadata(subscription)
     subscription.learn({"t": (42, 2)})
     assert subscription.pending_resets(NOW) is not None
