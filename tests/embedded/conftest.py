@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from logstore.embedded import EmbeddedServer
-from tests.support.servers import PREFIX, SETTINGS, remove_leftovers
+from tests.support.servers import SETTINGS, make_directory, remove_leftovers
 
 Make = Callable[..., EmbeddedServer]
 
@@ -20,7 +19,7 @@ Make = Callable[..., EmbeddedServer]
 def data_directory() -> Iterator[Path]:
     """A data directory to copy: making one takes longer than everything else a start does."""
     remove_leftovers()
-    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    home = make_directory()
     server = EmbeddedServer(home, SETTINGS, idle_s=60)
     server.start_or_join().close()
     server.stop()
@@ -31,7 +30,7 @@ def data_directory() -> Iterator[Path]:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """An empty directory with a path short enough for a socket."""
-    path = Path(tempfile.mkdtemp(prefix=PREFIX))
+    path = make_directory()
     yield path
     EmbeddedServer(path).stop()
     shutil.rmtree(path, ignore_errors=True)
