@@ -10,24 +10,32 @@
 
 from __future__ import annotations
 
-from logstore._async.admin import AsyncAdmin
-from logstore._async.consumer import AsyncConsumer
-from logstore._async.futures import BulkFuture as AsyncBulkFuture
-from logstore._async.futures import SendFuture as AsyncSendFuture
-from logstore._async.producer import AsyncProducer
-from logstore._sync.admin import Admin
-from logstore._sync.consumer import Consumer
-from logstore._sync.futures import BulkFuture, SendFuture
-from logstore._sync.producer import Producer
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from logstore.errors import *  # noqa: F403 (every error, which its module lists)
 from logstore.errors import __all__ as _errors
-from logstore.records import (
-    BatchMetadata,
-    ConsumerRecord,
-    OffsetAndTimestamp,
-    RecordMetadata,
-    TopicPartition,
-)
+
+if TYPE_CHECKING:
+    from logstore._async.admin import AsyncAdmin
+    from logstore._async.consumer import AsyncConsumer
+    from logstore._async.futures import BulkFuture as AsyncBulkFuture
+    from logstore._async.futures import SendFuture as AsyncSendFuture
+    from logstore._async.producer import AsyncProducer
+    from logstore._core.listener import ConsumerRebalanceListener
+    from logstore._sync.admin import Admin
+    from logstore._sync.consumer import Consumer
+    from logstore._sync.futures import BulkFuture, SendFuture
+    from logstore._sync.producer import Producer
+    from logstore.records import (
+        BatchMetadata,
+        ConsumerGroupMetadata,
+        ConsumerRecord,
+        OffsetAndMetadata,
+        OffsetAndTimestamp,
+        RecordMetadata,
+        TopicPartition,
+    )
 
 __all__ = [
     "Admin",
@@ -39,7 +47,10 @@ __all__ = [
     "BatchMetadata",
     "BulkFuture",
     "Consumer",
+    "ConsumerGroupMetadata",
+    "ConsumerRebalanceListener",
     "ConsumerRecord",
+    "OffsetAndMetadata",
     "OffsetAndTimestamp",
     "Producer",
     "RecordMetadata",
@@ -47,3 +58,39 @@ __all__ = [
     "TopicPartition",
 ]
 __all__ += _errors
+
+_HOMES: Final = {
+    "Admin": "_sync.admin:Admin",
+    "AsyncAdmin": "_async.admin:AsyncAdmin",
+    "AsyncBulkFuture": "_async.futures:BulkFuture",
+    "AsyncConsumer": "_async.consumer:AsyncConsumer",
+    "AsyncProducer": "_async.producer:AsyncProducer",
+    "AsyncSendFuture": "_async.futures:SendFuture",
+    "BatchMetadata": "records:BatchMetadata",
+    "BulkFuture": "_sync.futures:BulkFuture",
+    "Consumer": "_sync.consumer:Consumer",
+    "ConsumerGroupMetadata": "records:ConsumerGroupMetadata",
+    "ConsumerRebalanceListener": "_core.listener:ConsumerRebalanceListener",
+    "ConsumerRecord": "records:ConsumerRecord",
+    "OffsetAndMetadata": "records:OffsetAndMetadata",
+    "OffsetAndTimestamp": "records:OffsetAndTimestamp",
+    "Producer": "_sync.producer:Producer",
+    "RecordMetadata": "records:RecordMetadata",
+    "SendFuture": "_sync.futures:SendFuture",
+    "TopicPartition": "records:TopicPartition",
+}
+"""Where each name is, imported when it is first asked for: a program pays for the driver that it uses, and
+``logstore --help`` for none."""
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = home.partition(":")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,19 +16,27 @@ __all__ = ["ConsumerConfig", "ConsumerOptions"]
 class ConsumerOptions(TypedDict, total=False):
     """What a consumer may be given; :class:`ConsumerConfig` says what each means and its default."""
 
+    auto_commit_interval_ms: int
     auto_offset_reset: str
     client_id: str
     consumer_timeout_ms: int | None
+    delivery: Literal["at_least_once", "at_most_once", "exactly_once"]
+    enable_auto_commit: bool
     fetch_max_bytes: int
     fetch_max_wait_ms: int
+    group_instance_id: str | None
+    group_remote_assignor: Literal["uniform", "range"] | None
+    heartbeat_interval_ms: int
     key_deserializer: Callable[[bytes], Any] | None
     max_partition_fetch_bytes: int
+    max_poll_interval_ms: int
     max_poll_records: int
     metadata_max_age_ms: int
     reconnect_backoff_max_ms: int
     reconnect_backoff_ms: int
     request_timeout_ms: int
     schema: str
+    session_timeout_ms: int
     value_deserializer: Callable[[bytes], Any] | None
     wakeup: Literal["auto", "notify", "poll"]
 
@@ -38,13 +46,22 @@ def _reset_policy(name: str, value: Any) -> str:
     return str(value)
 
 
-def _no_group(name: str, value: Any) -> None:
-    if value is not None:
-        raise ConfigurationError(
-            f"{name}={value!r}: this version of logstore has no consumer groups.",
-            advice="Leave group_id out: the consumer then reads every partition of its topics; "
-            "or assign() partitions to each consumer.",
-        )
+def _name(name: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 255):
+        raise ConfigurationError(f"{name} is a string of 1 to 255 characters, not {value!r}.")
+    return value
+
+
+def _assignor(name: str, value: Any) -> str | None:
+    if value not in (None, "uniform", "range"):
+        raise ConfigurationError(f'{name} is "uniform", "range" or None, not {value!r}.')
+    return None if value is None else str(value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is True or False, not {value!r}.")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +72,37 @@ class ConsumerConfig:
     """The database schema that the log lives in."""
     client_id: str = text("logstore")
     """The ``application_name`` of the connection, as ``pg_stat_activity`` shows it."""
-    group_id: None = whatever(None, _no_group)
-    """Consumer groups are not there yet: anything but None is refused."""
+    group_id: str | None = whatever(None, _name)
+    """The group to be a member of, and to commit for.  None: positions are the program's own affair."""
+    group_instance_id: str | None = whatever(None, _name)
+    """A name that this member keeps across restarts (a static member): a restart within
+    ``session_timeout_ms`` moves no partition.  Closing does not leave the group.  A second member with the
+    same name takes the first one's place, and the first gets FencedInstanceIdError."""
+    group_remote_assignor: str | None = whatever(None, _assignor)
+    """Who gets which partition: "uniform" spreads all partitions evenly and moves as few as it can; "range"
+    gives equal partitions of co-partitioned topics to one member.  The group uses what most of its members
+    ask for; None: no preference ("uniform")."""
+    session_timeout_ms: int = number(45_000, 100, 1_800_000)
+    """How long a member may be silent before its partitions are given to others."""
+    heartbeat_interval_ms: int = number(3_000, 10)
+    """How often a member sends a heartbeat; less than ``session_timeout_ms``, a third of it at most makes
+    sense.  Heartbeats do not depend on the program's speed."""
+    max_poll_interval_ms: int = number(300_000, 1)
+    """How long the program may go without asking for records before the member leaves its group, so that
+    others can go on with its partitions."""
+    delivery: str = one_of("at_least_once", "at_least_once", "at_most_once", "exactly_once")
+    """With a group, what a crash does.  "at_least_once": what was handed out is committed by a later poll,
+    so it may come again.  "at_most_once": offsets are committed before records are handed out, so records
+    may be missing, and none comes twice."""
+    enable_auto_commit: bool = whatever(True, _switch)
+    """With a group: poll commits what the polls before it handed out, every ``auto_commit_interval_ms``, and
+    so do losing a partition and close.  False: only ``commit`` does."""
+    auto_commit_interval_ms: int = number(5_000, 0)
+    """How often poll commits by itself."""
     auto_offset_reset: str = whatever("latest", _reset_policy)
     """Where to begin in a partition without a position, or whose position has left the log: "earliest",
-    "latest", "none" (raise) or "by_duration:" and an ISO 8601 duration ("by_duration:PT1H", the last hour)."""
+    "latest", "none" (raise) or "by_duration:" and an ISO 8601 duration (the last hour: "by_duration:PT1H").
+    Partitions that are added to a topic its readers know begin at their start."""
     max_poll_records: int = number(500, 1)
     """The most records that one poll returns."""
     fetch_max_bytes: int = number(52_428_800, 1)
@@ -90,3 +133,22 @@ class ConsumerConfig:
     """The pause before the first attempt to connect again; it doubles."""
     reconnect_backoff_max_ms: int = number(1_000, 0)
     """The longest pause between attempts to connect again."""
+
+    def __post_init__(self) -> None:
+        if self.heartbeat_interval_ms >= self.session_timeout_ms:
+            raise ConfigurationError(
+                f"heartbeat_interval_ms={self.heartbeat_interval_ms} has to be less than "
+                f"session_timeout_ms={self.session_timeout_ms}; a third of it is usual."
+            )
+        if self.group_id is None and self.group_instance_id is not None:
+            raise ConfigurationError("group_instance_id needs a group_id.")
+        if self.delivery == "exactly_once":
+            raise ConfigurationError(
+                'delivery="exactly_once" is not there yet.',
+                advice='Use "at_least_once", and make the effect of a record the same when it comes twice.',
+            )
+        if self.delivery == "at_most_once" and (self.group_id is None or not self.enable_auto_commit):
+            raise ConfigurationError(
+                'delivery="at_most_once" commits before records are handed out: it needs a group_id, and '
+                "enable_auto_commit=False contradicts it."
+            )

@@ -8,8 +8,10 @@ __all__ = [
     "CREATE_TIME",
     "LOG_APPEND_TIME",
     "BatchMetadata",
+    "ConsumerGroupMetadata",
     "ConsumerRecord",
     "Header",
+    "OffsetAndMetadata",
     "OffsetAndTimestamp",
     "RecordMetadata",
     "TopicPartition",
@@ -97,3 +99,23 @@ class OffsetAndTimestamp(NamedTuple):
     timestamp: int
     """Milliseconds since the epoch."""
     leader_epoch: int
+
+
+class OffsetAndMetadata(NamedTuple):
+    """A committed offset: of the next record to be read, with a note of the program's own."""
+
+    offset: int
+    metadata: str = ""
+    """At most 4096 bytes."""
+    leader_epoch: int | None = None
+    """The epoch of the leader that appended the record before; None: not known."""
+
+
+class ConsumerGroupMetadata(NamedTuple):
+    """What identifies a member of a group."""
+
+    group_id: str
+    generation_id: int
+    """The epoch of the group's assignment that the member knows; -1: none yet."""
+    member_id: str
+    group_instance_id: str | None

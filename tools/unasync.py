@@ -1,6 +1,6 @@
 """Write ``logstore/_sync`` from ``logstore/_async``: ``python tools/unasync.py`` (``--check``: only compare).
 
-Every module but the two hand-written twins (``driver.py`` and ``concurrency.py``) is rewritten word by word
+Every module but the hand-written twins (``driver.py``, ``concurrency.py`` and ``apart.py``) is rewritten word by word
 with the table below, then formatted.  A rule that nothing uses is an error, so that the table cannot rot.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "logstore" / "_async"
 TARGET = ROOT / "logstore" / "_sync"
-BY_HAND = {"__init__.py", "concurrency.py", "driver.py"}
+BY_HAND = {"__init__.py", "apart.py", "concurrency.py", "driver.py"}
 
 RULES: list[tuple[str, str]] = [
     (r"\basync (def|with|for)\b", r"\1"),

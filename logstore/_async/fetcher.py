@@ -31,7 +31,7 @@ from logstore.errors import (
 )
 from logstore.records import TopicPartition
 
-__all__ = ["Fetcher"]
+__all__ = ["Fetcher", "Question"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ CLOSE_S = 2.0
 """How long closing waits for a server that does not answer."""
 
 
-class _Question(Generic[T]):
+class Question(Generic[T]):
     """Something that the user's side wants to know from the server."""
 
     __slots__ = ("answer", "call", "done", "error")
@@ -72,7 +72,7 @@ class Fetcher:
         self.changed = Condition(lock)
         """Something changed that the user's side may wait for."""
         self._work = Condition(lock)
-        self._questions: deque[_Question[Any]] = deque()
+        self._questions: deque[Question[Any]] = deque()
         self._topics: tuple[str, ...] | None = None
         self._attention = False
         self._sleeping = False
@@ -125,10 +125,8 @@ class Fetcher:
         Raises RequestTimedOutError after ``timeout_s`` seconds, by default ``request_timeout_ms``.
         """
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        question = _Question(call)
+        question = self.post(call)
         with self._lock:
-            self._questions.append(question)
-            self.disturb()
             self._resume()
             try:
                 while not question.done:
@@ -143,6 +141,14 @@ class Fetcher:
         if question.error is not None:
             raise question.error
         return question.answer  # type: ignore[return-value]
+
+    def post(self, call: Call[T]) -> Question[T]:
+        """Ask without waiting: the answer will be in what this returns, once it is ``done``."""
+        question = Question(call)
+        with self._lock:
+            self._questions.append(question)
+            self.disturb()
+        return question
 
     def timed_out(self, what: str) -> LogstoreError:
         """Why there is no answer to ``what`` in time."""
@@ -254,7 +260,7 @@ class Fetcher:
         elif not await self._look_positions_up():
             await self._fetch()
 
-    async def _answer(self, question: _Question[Any]) -> None:
+    async def _answer(self, question: Question[Any]) -> None:
         assert self._connection is not None
         try:
             question.answer = await self._connection.run(question.call, timeout_s=self._timeout_s)

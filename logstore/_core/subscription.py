@@ -39,6 +39,7 @@ class PartitionState:
     """One assigned partition."""
 
     __slots__ = (
+        "awaiting",
         "batches",
         "error",
         "fetch_offset",
@@ -61,6 +62,8 @@ class PartitionState:
         """What to ask ``list_offsets`` for; None: what the reset policy says.  Counts while ``fetch_offset``
         is None.
         """
+        self.awaiting = False
+        """Whether there is a committed offset is not known yet: no reset before :meth:`anchor`."""
         self.fetch_offset: int | None = None
         """Where the next fetch begins: behind everything in ``batches``.  None: not known, has to be reset.
         """
@@ -92,6 +95,7 @@ class PartitionState:
         self.fetches.clear()
         self.error = None
         self.told = False
+        self.awaiting = False
         self.fetch_offset = offset
         self.reset = reset
         return dropped
@@ -163,20 +167,35 @@ class Subscription:
         """The topics of the assigned partitions."""
         return {tp.topic for tp in self._states}
 
-    def assign(self, partitions: Iterable[TopicPartition], start: int | None = None) -> None:
+    def assign(
+        self, partitions: Iterable[TopicPartition], start: int | None = None, *, awaiting: bool = False
+    ) -> None:
         """Read exactly ``partitions``.
 
         Those that were assigned before keep position, pause and buffered records.  New ones begin where
-        ``start`` says (a ``list_offsets`` spec), by default where the reset policy says.
+        ``start`` says (a ``list_offsets`` spec), by default where the reset policy says; ``awaiting``: where
+        :meth:`anchor` or :meth:`seek` is going to say.
         """
         self._take_back()
         before = self._states
         self._states = {
-            tp: before.pop(tp) if tp in before else PartitionState(tp, start) for tp in partitions
+            tp: before.pop(tp) if tp in before else _new_state(tp, start, awaiting) for tp in partitions
         }
         for state in before.values():
             self._buffered -= state.move(None)
         self.needs_metadata = any(state.topic_id is None for state in self._states.values())
+
+    def awaiting(self) -> list[TopicPartition]:
+        """The partitions that :meth:`anchor` has to be called for."""
+        return [tp for tp, state in self._states.items() if state.awaiting]
+
+    def anchor(self, committed: Mapping[TopicPartition, int | None]) -> None:
+        """Begin at these offsets, or (None) where the reset policy says, unless a seek has said otherwise."""
+        for tp, offset in committed.items():
+            state = self._states.get(tp)
+            if state is not None and state.awaiting:
+                state.awaiting = False
+                state.fetch_offset = offset
 
     def learn(self, topics: Mapping[str, tuple[int, int]]) -> None:
         """What the metadata says: for each topic that exists its id and its number of partitions."""
@@ -235,6 +254,17 @@ class Subscription:
             return handed_out.next_offset
         return state.position
 
+    def positions(self) -> dict[TopicPartition, int]:
+        """The positions that are known."""
+        known = ((tp, self.position(tp)) for tp in self._states)
+        return {tp: offset for tp, offset in known if offset is not None}
+
+    @property
+    def progress(self) -> object:
+        """Differs when an iteration has come further.  Any thread may ask."""
+        handed_out = self._handed_out
+        return None if handed_out is None else (id(handed_out), handed_out.left)
+
     def raise_error(self, tp: TopicPartition) -> None:
         """Raises what is wrong with ``tp``, if anything, once."""
         state = self._state(tp)
@@ -270,6 +300,8 @@ class Subscription:
         specs: list[int] = []
         for state in self._states.values():
             if state.fetch_offset is not None or state.stopped or state.topic_id is None:
+                continue
+            if state.awaiting:
                 continue
             spec = self._policy.spec(now_ms) if state.reset is None else state.reset
             if spec is None:
@@ -561,3 +593,9 @@ def _gone(tp: TopicPartition) -> UnknownTopicOrPartitionError:
         f"Partition {tp.partition} of topic {tp.topic!r} does not exist any more.",
         details={"topic": tp.topic, "partition": tp.partition},
     )
+
+
+def _new_state(tp: TopicPartition, start: int | None, awaiting: bool) -> PartitionState:
+    state = PartitionState(tp, start)
+    state.awaiting = awaiting
+    return state

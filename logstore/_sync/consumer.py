@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Self
 
 from logstore._core.calls import EARLIEST, LATEST, ListedOffset
 from logstore._core.fetched import Deserializers
+from logstore._core.listener import ConsumerRebalanceListener
 from logstore._core.reset import ResetPolicy
 from logstore._core.subscription import Subscription
 from logstore._core.topic_name import check_topic_name
+from logstore._sync.committing import Committing
 from logstore._sync.concurrency import Lock, breathe, start_at_once
 from logstore._sync.fetcher import Fetcher
+from logstore._sync.group import Group, waiting_in
 from logstore._sync.session import Session
 from logstore.consumer_config import ConsumerConfig, ConsumerOptions
 from logstore.errors import (
+    ConfigurationError,
     ForkedClientError,
     IllegalStateError,
     InvalidArgumentError,
@@ -27,7 +31,11 @@ from logstore.errors import (
     WakeupError,
 )
 from logstore.options import read_options
-from logstore.records import ConsumerRecord, OffsetAndTimestamp, TopicPartition
+from logstore.records import (
+    ConsumerRecord,
+    OffsetAndTimestamp,
+    TopicPartition,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 
-class Consumer:
+class Consumer(Committing):
     """Reads records from topics.
 
     ::
@@ -92,6 +100,11 @@ class Consumer:
         )
         self._fetcher = Fetcher(config, self._session, self._subscription, self._lock)
         self._topics = _names(topics)
+        self._group: Group | None = None
+        if config.group_id is not None:
+            self._group = Group(config, self._session, self._subscription, self._fetcher, self._lock)
+            if self._topics:
+                self._group.subscribe(self._topics, None, None)
         self._started = False
         self._wakeup = False
         self._iterator: Iterator[ConsumerRecord] = iter(())
@@ -106,12 +119,17 @@ class Consumer:
             return
         self._started = True
         try:
-            self._fetcher.start(self._topics)
+            self._fetcher.start(None if self._group is not None else self._topics)
+            if self._group is not None:
+                self._group.start()
         except BaseException:
             self.close()
             raise
         self._finalizer = weakref.finalize(self, self._fetcher.abandon)
         self._finalizer.atexit = False
+        if self._group is not None:
+            self._leaver = weakref.finalize(self, self._group.heart.abandon)
+            self._leaver.atexit = False
 
     def close(self) -> None:
         """Stop, at once.  Records that were fetched ahead are forgotten.
@@ -121,8 +139,12 @@ class Consumer:
         """
         if os.getpid() == self._pid and not self._fetcher.closing:
             self._started = True
-            self._fetcher.stop()
-            self._session.close()
+            try:
+                if self._group is not None:
+                    self._group.close()
+            finally:
+                self._fetcher.stop()
+                self._session.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -151,38 +173,82 @@ class Consumer:
 
     # -- what is read ----------------------------------------------------------------------------------------
 
-    def subscribe(self, topics: Iterable[str]) -> None:
-        """Read all partitions of these topics, instead of whatever was read before.
+    def subscribe(
+        self,
+        topics: Iterable[str] | str = (),
+        pattern: str | None = None,
+        listener: ConsumerRebalanceListener | None = None,
+    ) -> None:
+        """Read these topics, instead of whatever was read before.
 
-        Without a group every consumer reads all of them.  A topic that does not exist is told by the next
-        :meth:`poll`.
+        With a group, the group's members share the partitions; ``pattern``, a regular expression of
+        PostgreSQL's that has to match the whole name, stands for every topic that matches now or later, and
+        ``listener`` is told what comes and goes.  Topics that do not exist yet are read once they do.
+        Without a group every consumer reads all partitions; a topic that does not exist is told by the next
+        :meth:`poll`.  No topics and no pattern: as :meth:`unsubscribe`.
+
+        Raises IllegalStateError when the consumer of a group has partitions that were assigned by hand.
         """
         self._usable()
         names = _names([topics] if isinstance(topics, str) else topics)
+        if self._group is None:
+            if pattern is not None or listener is not None:
+                raise ConfigurationError("A pattern and a listener need a group_id.")
+            self._read_whole_topics(names)
+            return
+        if names and pattern is not None:
+            raise InvalidArgumentError("A subscription is topics or a pattern, not both.")
+        if not names and pattern is None:
+            self.unsubscribe()
+            return
+        if not self._group.subscribed and self._subscription.assignment:
+            raise IllegalStateError(
+                "Partitions have been assigned by hand.", advice="unsubscribe() before subscribe()."
+            )
+        self._topics = names
+        self._group.subscribe(names, pattern, listener)
+
+    def _read_whole_topics(self, names: tuple[str, ...] | None) -> None:
         with self._lock:
             self._topics = names
             self._subscription.assign(tp for tp in self._subscription.assignment if tp.topic in (names or ()))
             self._fetcher.follow(names)
 
     def unsubscribe(self) -> None:
-        """Read nothing."""
-        self.assign([])
+        """Read nothing, and leave the group."""
+        self._usable()
+        if self._group is not None and self._group.subscribed:
+            self._group.unsubscribe()
+        self._assign([])
 
     def subscription(self) -> frozenset[str]:
-        """The topics that are read as a whole; empty when partitions were assigned."""
+        """The topics that are read as a whole or shared with the group; empty with a pattern, and when
+        partitions were assigned.
+        """
         return frozenset(self._topics or ())
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         """Read exactly these partitions, instead of whatever was read before.
 
         Partitions that were read already keep their position.  One that does not exist is told by the next
-        :meth:`poll`.
+        :meth:`poll`.  With a ``group_id``, those that are new begin at the group's committed offsets; the
+        consumer is no member.
+
+        Raises IllegalStateError when a consumer with a group has subscribed.
         """
         self._usable()
+        if self._group is not None and self._group.subscribed:
+            raise IllegalStateError(
+                "The consumer has subscribed: its group assigns its partitions.",
+                advice="unsubscribe() before assign().",
+            )
+        self._assign(partitions)
+
+    def _assign(self, partitions: Iterable[TopicPartition]) -> None:
         wanted = [_partition(tp) for tp in partitions]
         with self._lock:
             self._topics = None
-            self._subscription.assign(wanted)
+            self._subscription.assign(wanted, awaiting=self._group is not None)
             self._fetcher.follow(None)
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -256,18 +322,34 @@ class Consumer:
         self._ready()
         timeout_ms = self._config.consumer_timeout_ms
         until = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        with self._lock:
-            self._fetcher.try_again()
-            while True:
-                self._check()
-                records = self._subscription.hand_out(self._config.max_poll_records)
-                self._make_use_of_room()
-                if records is not None:
-                    return records
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
-                    raise StopIteration
-                self._fetcher.changed.wait(left)
+        group = self._group
+        while True:
+            if group is not None:
+                group.attend()
+                if group.at_most_once:
+                    return self._committed_records(until)
+            with self._lock, waiting_in(group):
+                self._fetcher.try_again()
+                while group is None or not group.wanted:
+                    self._check()
+                    records = self._subscription.hand_out(self._config.max_poll_records)
+                    self._make_use_of_room()
+                    if records is not None:
+                        return records
+                    left = None if until is None else until - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise StopIteration
+                    self._fetcher.changed.wait(left)
+
+    def _committed_records(self, until: float | None) -> Iterator[ConsumerRecord]:
+        """Some records whose offsets have been committed, to iterate over."""
+        while True:
+            now = time.monotonic()
+            polled = self._take(self._config.max_poll_records, (), now + 3600 if until is None else until)
+            if polled:
+                return iter([record for records in polled.values() for record in records])
+            if until is not None and now >= until:
+                raise StopIteration
 
     def _poll(
         self, timeout_ms: float, max_records: int | None, only: Iterable[TopicPartition]
@@ -276,24 +358,44 @@ class Consumer:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidArgumentError(f"max_records is an integer from 1, not {max_records!r}.")
         self._ready()
-        until = time.monotonic() + timeout_ms / 1000
-        with self._lock:
-            self._fetcher.try_again()
-            while True:
-                self._check()
-                records = self._subscription.take(count, only)
-                self._make_use_of_room()
-                if records:
-                    return records
-                left = until - time.monotonic()
-                if left > 0:
-                    self._fetcher.changed.wait(left)
-                elif self._subscription.positioned or not self._fetcher.online:
-                    break
-                else:
-                    self._fetcher.changed.wait()
-        breathe()
-        return {}
+        records = self._take(count, only, time.monotonic() + timeout_ms / 1000)
+        if not records:
+            breathe()
+        return records
+
+    def _take(
+        self, count: int, only: Iterable[TopicPartition], until: float
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+        group = self._group
+        while True:
+            if group is not None:
+                group.attend()
+            with self._lock, waiting_in(group):
+                records = self._take_here(count, only, until)
+            if records is not None and records and group is not None and group.at_most_once:
+                return records if group.before_handing_out(records) else {}
+            if records is not None:
+                return records
+
+    def _take_here(
+        self, count: int, only: Iterable[TopicPartition], until: float
+    ) -> dict[TopicPartition, list[ConsumerRecord]] | None:
+        """Records; None: the group wants attention first.  The lock must be held."""
+        self._fetcher.try_again()
+        while self._group is None or not self._group.wanted:
+            self._check()
+            records = self._subscription.take(count, only)
+            self._make_use_of_room()
+            if records:
+                return records
+            left = until - time.monotonic()
+            if left > 0:
+                self._fetcher.changed.wait(left)
+            elif self._subscription.positioned or not self._fetcher.online:
+                return {}
+            else:
+                self._fetcher.changed.wait()
+        return None
 
     def _make_use_of_room(self) -> None:
         if self._subscription.has_room:

@@ -1,0 +1,57 @@
+"""What a program may say to have offsets committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from logstore.errors import InvalidArgumentError, OffsetMetadataTooLargeError
+from logstore.records import ConsumerRecord, OffsetAndMetadata, TopicPartition
+
+__all__ = ["METADATA_LIMIT", "Committable", "offsets_to_commit"]
+
+Committable = ConsumerRecord | Mapping[TopicPartition, int | OffsetAndMetadata]
+"""A record that is done with, or for each partition the offset of the next record to be read."""
+
+METADATA_LIMIT = 4096
+"""Bytes."""
+
+
+def offsets_to_commit(offsets: Committable) -> dict[TopicPartition, OffsetAndMetadata]:
+    """What to commit, checked.
+
+    Raises InvalidArgumentError and OffsetMetadataTooLargeError.
+    """
+    if isinstance(offsets, ConsumerRecord):
+        return {
+            offsets.topic_partition: OffsetAndMetadata(offsets.offset + 1, leader_epoch=offsets.leader_epoch)
+        }
+    if not isinstance(offsets, Mapping):
+        raise InvalidArgumentError(
+            f"What can be committed is a record, or a mapping of partitions to offsets, not {offsets!r}."
+        )
+    return {_partition(tp): _offset(offset) for tp, offset in offsets.items()}
+
+
+def _partition(tp: object) -> TopicPartition:
+    if isinstance(tp, tuple) and len(tp) == 2 and isinstance(tp[0], str) and isinstance(tp[1], int):
+        return TopicPartition(*tp)
+    raise InvalidArgumentError(f"A partition is a TopicPartition, not {tp!r}.")
+
+
+def _offset(given: object) -> OffsetAndMetadata:
+    if isinstance(given, int):
+        given = OffsetAndMetadata(given)
+    if not isinstance(given, tuple) or not 1 <= len(given) <= 3:
+        raise InvalidArgumentError(f"An offset is an integer or OffsetAndMetadata, not {given!r}.")
+    wanted = OffsetAndMetadata(*given)
+    if isinstance(wanted.offset, bool) or not isinstance(wanted.offset, int) or wanted.offset < 0:
+        raise InvalidArgumentError(f"An offset is an integer from 0, not {wanted.offset!r}.")
+    if not isinstance(wanted.metadata, str):
+        raise InvalidArgumentError(f"The metadata of an offset is a string, not {wanted.metadata!r}.")
+    size = len(wanted.metadata.encode())
+    if size > METADATA_LIMIT:
+        raise OffsetMetadataTooLargeError(
+            f"The metadata of a committed offset has at most {METADATA_LIMIT} bytes, not {size}.",
+            details={"limit": METADATA_LIMIT, "size": size},
+        )
+    return wanted
