@@ -1,0 +1,5 @@
+"""``python -m logstore.cli``: the same as ``logstore``."""
+
+from logstore.cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Values that SQL gives, as text for a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from logstore.cli.display import escape_controls
+
+__all__ = ["csv_cell", "json_cell", "table_cell"]
+
+
+def table_cell(cell: Any) -> str | None:
+    """For people: bytes as text where they are text, floats without noise; nothing that drives a terminal."""
+    if cell is None:
+        return None
+    if isinstance(cell, bytes):
+        try:
+            return escape_controls(cell.decode("utf-8"))
+        except UnicodeDecodeError:
+            return "\\x" + cell.hex()
+    if isinstance(cell, dict | list):
+        return escape_controls(json.dumps(cell, ensure_ascii=False, default=json_cell))
+    if isinstance(cell, datetime):
+        return cell.isoformat(sep=" ")
+    if isinstance(cell, float):
+        return f"{cell:g}" if cell and abs(cell) < 1e-3 else f"{cell:.3f}".rstrip("0").rstrip(".")
+    return escape_controls(str(cell), keep="\n")
+
+
+def csv_cell(cell: Any) -> Any:
+    """For programs: as JSON has it, but text and numbers bare."""
+    if cell is None or isinstance(cell, str | int | float | Decimal):
+        return cell
+    if isinstance(cell, dict | list):
+        return json.dumps(cell, ensure_ascii=False, default=json_cell)
+    return json_cell(cell)
+
+
+def json_cell(cell: Any) -> Any:
+    r"""What JSON has no word for: bytes as PostgreSQL writes them (``\x6869``), times as ISO 8601."""
+    if isinstance(cell, bytes):
+        return "\\x" + cell.hex()
+    if isinstance(cell, Decimal):
+        return int(cell) if cell == cell.to_integral_value() else float(cell)
+    if isinstance(cell, datetime | date):
+        return cell.isoformat()
+    return str(cell)

@@ -1,0 +1,225 @@
+"""From what went wrong to one line on stderr and an exit code.
+
+====  ==================================================================================================
+code  meaning
+====  ==================================================================================================
+0     done
+1     failed: the server refused for another reason, or a check that the command makes did not hold
+2     usage: a command, option, value or input line is wrong
+3     not found: no such topic, partition or offset
+4     refused: it exists already, the record is too large or not acceptable; trying again will not help
+5     unavailable: no server, a time-out, a full disk, too few replicas; the same command may work later
+6     not permitted: wrong user or password, or the user may not do this
+7     schema: the database has no log, an older one or too old a server: see ``logstore db``
+130   interrupted by Ctrl-C; what was done is reported (143: by SIGTERM)
+141   whoever read the output has gone (``| head``); silent
+====  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Final, NoReturn
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+__all__ = ["CheckFailed", "InputError", "Refused", "Terminated", "exit_code", "guarded", "redact"]
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+REFUSED: Final = 4
+UNAVAILABLE: Final = 5
+NOT_PERMITTED: Final = 6
+SCHEMA: Final = 7
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+TERMINATED: Final = 143
+
+BY_CLASS: Final[Mapping[str, int]] = {
+    "UnknownTopicOrPartitionError": NOT_FOUND,
+    "OffsetOutOfRangeError": NOT_FOUND,
+    "NoOffsetForPartitionError": NOT_FOUND,
+    "InvalidTopicError": USAGE,
+    "InvalidPartitionsError": USAGE,
+    "InvalidConfigError": USAGE,
+    "ConfigurationError": USAGE,
+    "InvalidArgumentError": USAGE,
+    "UnsupportedCompressionTypeError": REFUSED,
+    "TopicAlreadyExistsError": REFUSED,
+    "RecordTooLargeError": REFUSED,
+    "InvalidRecordError": REFUSED,
+    "InvalidTimestampError": REFUSED,
+    "DeliveryTimeoutError": UNAVAILABLE,
+    "BufferExhaustedError": UNAVAILABLE,
+    "AuthenticationFailedError": NOT_PERMITTED,
+    "AuthorizationFailedError": NOT_PERMITTED,
+    "SchemaError": SCHEMA,
+    "UnsupportedServerError": SCHEMA,
+}
+"""Classes of :mod:`logstore.errors` by name, so that a usage error does not have to import the clients.
+
+A subclass counts as its nearest parent here; any other retriable error is UNAVAILABLE, the rest FAILED.
+"""
+
+
+class InputError(click.ClickException):
+    """A line of the input is not what the options say it is."""
+
+    exit_code = USAGE
+
+
+class CheckFailed(click.ClickException):
+    """The command ran, and what it checks does not hold."""
+
+    exit_code = FAILED
+
+
+class Refused(click.ClickException):
+    """The command will not do this; trying again will not help."""
+
+    exit_code = REFUSED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled like Ctrl-C, so that what was done is reported."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The code for an error, by its class and flags."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    for cls in type(error).__mro__:
+        if cls.__name__ in BY_CLASS:
+            return BY_CLASS[cls.__name__]
+    return UNAVAILABLE if getattr(error, "retriable", False) else FAILED
+
+
+def guarded(root: click.Group, argv: Sequence[str]) -> int:
+    """Runs a command line; no exception leaves it.  Returns the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in argv
+    try:
+        if (answer := _complete(root)) is not None:
+            return answer
+        with root.make_context("logstore", list(argv)) as context:
+            root.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        return error.exit_code
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except click.Abort:
+        return _report("not confirmed: nothing was changed", FAILED)
+    except Terminated:
+        return _interrupted(TERMINATED)
+    except KeyboardInterrupt:
+        return _interrupted(INTERRUPTED)
+    except Exception as error:
+        if debug:
+            click.echo(redact("".join(traceback.format_exception(error)), argv).rstrip(), err=True)
+        return _report(redact(_one_line(error), argv), exit_code(error))
+    return OK
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _interrupted(code: int) -> int:
+    with contextlib.suppress(OSError, KeyboardInterrupt):
+        sys.stdout.flush()
+    return code
+
+
+def _report(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        click.echo(click.style("error:", fg="red", bold=True) + " " + message, err=True)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    """What happened, with values and advice, on one line."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "logstore"
+        return f"{_joined(error.format_message())} See `{command} --help`."
+    if isinstance(error, click.ClickException):
+        return _joined(error.format_message())
+    text = _sentences(getattr(error, "message", str(error)), getattr(error, "advice", ""))
+    if getattr(type(error), "retriable", None) is None:
+        # Not one of ours: a bug, or the operating system's.  Say what it is.
+        name = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+            return f"{error.strerror}{where}"
+        return f"{name}: {text or 'no message'} (run again with --debug for the traceback)"
+    return text
+
+
+def _sentences(message: str, advice: str) -> str:
+    """What happened, then what to do; the server's own messages come without a full stop."""
+    message = _joined(message)
+    if message and advice and message[-1] not in ".!?:":
+        message += "."
+    return f"{message} {_joined(advice)}".strip()
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+_URI_PASSWORD = re.compile(r"(?<=://)([^\s:/?#@]*):([^\s/?#]*)@")
+_FIELD_PASSWORD = re.compile(r"(?i)\b(password|sslpassword)(\s*=\s*|%3D)('(?:[^'\\]|\\.)*'|[^\s&]+)")
+
+
+def redact(text: str, argv: Sequence[str] = ()) -> str:
+    """``text`` without the passwords of any DSN in it, of ``argv`` or of the environment."""
+    for secret in _secrets(argv):
+        # A password of one or two letters would blot out half of the words.
+        if len(secret) > 2:
+            text = text.replace(secret, "****")
+    text = _URI_PASSWORD.sub(r"\1:****@", text)
+    return _FIELD_PASSWORD.sub(r"\1\2****", text)
+
+
+def _secrets(argv: Sequence[str]) -> Iterator[str]:
+    yield from filter(None, (os.environ.get("PGPASSWORD"),))
+    for text in (*argv, os.environ.get("LOGSTORE_DSN", "")):
+        for match in _URI_PASSWORD.finditer(text):
+            if match[2]:
+                yield match[2]
+        for match in _FIELD_PASSWORD.finditer(text):
+            yield match[3].strip("'")
+
+
+def _forget_stdout() -> None:
+    """Makes the interpreter's own flush at exit silent."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complete(root: click.Group) -> int | None:
+    """Answers the shell's completion request, if this is one."""
+    instruction = os.environ.get("_LOGSTORE_COMPLETE")
+    if not instruction:
+        return None
+    from click.shell_completion import shell_complete
+
+    return shell_complete(root, {}, "logstore", "_LOGSTORE_COMPLETE", instruction)

@@ -1,0 +1,98 @@
+"""Every example of docs/cli.md and of every --help is executed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from tests.cli.conftest import Cli
+from tests.cli.test_help import commands
+from tests.docs.snippets import EXECUTED, Story, blocks, same_output
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+NOT_RUN = {
+    "logstore up": "runs until it is stopped",
+    "logstore up --setting shared_buffers=1GB": "runs until it is stopped",
+    "logstore consume orders --follow --show timestamp,key": "runs until it is stopped",
+    'eval "$(logstore completion zsh)"                      # in ~/.zshrc, after compinit': "is for zsh",
+    "logstore demo": "tests/cli/test_demo.py runs it",
+    "logstore demo --output json": "tests/cli/test_demo.py runs it",
+}
+EXAMPLES = list(
+    dict.fromkeys(
+        example
+        for _, command in commands()
+        for example in getattr(command, "examples", ())
+        if example not in NOT_RUN
+    )
+)
+# What removes the log comes last.
+EXAMPLES.sort(key=lambda example: ("downgrade" in example, "topic delete" in example))
+
+
+def environment(dsn: str, home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOGSTORE_", "PG"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": path, "LOGSTORE_DSN": dsn, "LOGSTORE_HOME": str(home / "log"), "HOME": str(home)}
+
+
+def test_every_example_of_the_page_prints_what_the_page_says(database: str, tmp_path: Path) -> None:
+    story = Story(PAGE, tmp_path, environment(database, tmp_path), database)
+    executed = [
+        block for block in blocks(PAGE.read_text()) if block.language in EXECUTED and not block.not_run
+    ]
+    assert len(executed) >= 15
+    for block in executed:
+        printed = story.run(block)
+        if block.output is not None:
+            assert same_output(block.output, printed), f"line {block.line} printed\n{printed}"
+
+
+def test_the_page_shows_every_command(database: str) -> None:
+    page = PAGE.read_text()
+    for path, command in commands():
+        if not isinstance(command, click.Group):
+            assert f"logstore {' '.join(path)}" in page or f"`{path[-1]}`" in page, path
+
+
+def test_the_examples_that_are_not_run_are_still_there() -> None:
+    everything = {example for _, command in commands() for example in getattr(command, "examples", ())}
+    assert NOT_RUN.keys() <= everything
+
+
+def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path) -> None:
+    cli("topic", "create", "orders", "--partitions", "3")
+    for partition in range(3):
+        cli("produce", "orders", "-p", str(partition), stdin="".join(f"{n}\n" for n in range(200)))
+    (tmp_path / "orders.jsonl").write_text('{"key": "alice", "value": "1"}\n')
+    (tmp_path / "report.sql").write_text("SELECT count(*) FROM records")
+    (tmp_path / ".config" / "fish" / "completions").mkdir(parents=True)
+    for example in EXAMPLES:
+        answer = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", adapted(example)],
+            cwd=tmp_path,
+            env=environment(cli.dsn, tmp_path),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, f"{example}\n{answer.stderr}"
+        assert "error" not in answer.stderr, example
+
+
+def adapted(example: str) -> str:
+    """The example on the test's log: what it creates may be there, and nobody can be asked."""
+    if "topic create" in example:
+        return f"{example} --if-not-exists"
+    if "topic delete" in example:
+        # Both of them delete the same topic.
+        create = "logstore topic create orders --partitions 3 --if-not-exists"
+        return f"{create}; {example.removesuffix(' --yes')} --yes"
+    if "delete-records" in example:
+        return f"{example.removesuffix(' --yes')} --yes"
+    return example.replace("--dsn postgresql://localhost/app", "")

@@ -1,0 +1,132 @@
+"""Signals, pipes and tracebacks, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli, Process
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def orders(cli: Cli) -> Cli:
+    cli("topic", "create", "orders")
+    return cli
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_consume_follows_until_it_is_interrupted(orders: Cli, start: Start, number: int, code: int) -> None:
+    orders("produce", "orders", stdin="old\n")
+    process = start("consume", "orders", "--follow", "--from-beginning")
+    assert process.out.readline() == "old\n"
+    orders("produce", "orders", stdin="new\n")
+    assert process.out.readline() == "new\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (code, "", "stopped: 2 records of orders\n")
+
+
+def test_produce_says_how_far_it_came_when_it_is_interrupted(orders: Cli, start: Start) -> None:
+    follower = start("consume", "orders", "--follow", "--from-beginning")
+    process = start("produce", "orders")
+    assert process.stdin is not None
+    process.stdin.write("one\ntwo\n")
+    process.stdin.flush()
+    # It has sent both and waits for the next line.
+    assert [follower.out.readline(), follower.out.readline()] == ["one\n", "two\n"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "stopped: 2 records acknowledged by orders\n")
+
+
+def test_an_interrupted_program_reads_the_report_as_json(orders: Cli, start: Start) -> None:
+    follower = start("consume", "orders", "--follow", "--from-beginning")
+    process = start("produce", "orders", "--output", "json")
+    assert process.stdin is not None
+    process.stdin.write("one\n")
+    process.stdin.flush()
+    follower.out.readline()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    report = json.loads(out)
+    assert (process.returncode, report["complete"], report["records"]) == (130, False, 1)
+
+
+def test_a_reader_that_leaves_is_no_error(orders: Cli, database: str) -> None:
+    orders("produce", "orders", stdin="".join(f"record {number}\n" for number in range(20_000)))
+    program = f"{sys.executable} -m logstore.cli"
+    command = f"{program} consume orders --from-beginning | head -n 2; echo ${{PIPESTATUS[0]}}"
+    answer = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LOGSTORE_DSN": database},
+    )
+    assert answer.stdout == "record 0\nrecord 1\n141\n"
+    assert answer.stderr == ""
+
+
+def test_only_debug_shows_a_traceback_and_no_password(database: str) -> None:
+    dsn = "postgresql://someone:s3cret@127.0.0.1:1/log"
+    plain = run("topic", "list", "--dsn", dsn)
+    assert plain.returncode == 5
+    assert "Traceback" not in plain.stderr
+    debug = run("--debug", "topic", "list", "--dsn", dsn)
+    assert debug.returncode == 5
+    assert "Traceback" in debug.stderr
+    assert debug.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
+    assert "s3cret" not in debug.stderr
+
+
+def test_the_installed_command_is_this_one() -> None:
+    assert run("--version").stdout == run("--version", program=["logstore"]).stdout
+
+
+def test_a_bar_is_shown_on_a_terminal_and_only_there(orders: Cli, database: str, tmp_path: Any) -> None:
+    source = tmp_path / "lines"
+    source.write_text("line\n" * 3000)
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "logstore.cli", "produce", "orders", "--file", str(source)],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "LOGSTORE_DSN": database, "TERM": "xterm-256color"},
+        )
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:
+                break
+            shown += piece
+        assert process.communicate()[0] == b""
+    finally:
+        os.close(ours)
+    assert process.returncode == 0
+    assert b"producing" in shown
+    assert b"3,000 records to orders" in shown
+
+
+def run(*argv: str, program: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        [*(program or [sys.executable, "-m", "logstore.cli"]), *argv],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )

@@ -1,0 +1,103 @@
+"""`logstore sql`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture
+def orders(cli: Cli) -> Cli:
+    cli("topic", "create", "orders")
+    cli("produce", "orders", "-k", ":", stdin='alice:{"total": 12}\nbob:{"total": 5}\nalice:not json\n')
+    return cli
+
+
+def test_the_views_are_there_without_a_schema(orders: Cli) -> None:
+    statement = (
+        "SELECT key_text, sum((value_json->>'total')::int) AS total FROM records GROUP BY 1 ORDER BY 1"
+    )
+    assert [line.split() for line in orders("sql", statement).lines] == [
+        ["key_text", "total"],
+        ["─" * len(orders("sql", statement).lines[1])],
+        ["alice", "12"],
+        ["bob", "5"],
+    ]
+    assert orders.json("sql", statement) == [
+        {"key_text": "alice", "total": 12},
+        {"key_text": "bob", "total": 5},
+    ]
+    assert orders("sql", statement, "-o", "csv").out == "key_text,total\nalice,12\nbob,5\n"
+    assert orders.json("sql", "SELECT count(*) AS n FROM orders") == [{"n": 3}]
+    assert orders.json("sql", "SELECT topic FROM topics") == [{"topic": "orders"}]
+
+
+def test_every_type_has_a_form(orders: Cli) -> None:
+    statement = (
+        r"SELECT NULL AS nothing, true AS flag, 1.50::numeric AS amount, '\xff'::bytea AS bytes, "
+        "'2026-11-22T10:00:00Z'::timestamptz AT TIME ZONE 'UTC' AS at, ARRAY[1, 2] AS list, "
+        """'{"a": [1]}'::jsonb AS doc, 'a,"b"' AS text, '6 days'::interval AS pause"""
+    )
+    (row,) = orders.json("sql", statement)
+    assert row == {
+        "nothing": None, "flag": True, "amount": 1.5, "bytes": "\\xff", "at": "2026-11-22T10:00:00",
+        "list": [1, 2], "doc": {"a": [1]}, "text": 'a,"b"', "pause": "6 days, 0:00:00",
+    }  # fmt: skip
+    (cells,) = csv.DictReader(io.StringIO(orders("sql", statement, "-o", "csv").out))
+    assert cells["text"] == 'a,"b"'
+    assert json.loads(cells["doc"]) == {"a": [1]}
+    assert cells["nothing"] == ""
+
+
+def test_a_table_neither_cuts_nor_drives_the_terminal(orders: Cli) -> None:
+    wide = orders("sql", "SELECT repeat('x', 5000) AS long, E'\\x1b[2J' AS hostile").out
+    assert "x" * 5000 in wide
+    assert "\x1b" not in wide
+    assert "\\x1b[2J" in wide
+
+
+def test_many_rows_are_cut_with_a_word_and_streamed_without(orders: Cli) -> None:
+    answer = orders("sql", "SELECT generate_series(1, 50) AS n", "--limit", "10")
+    assert len(answer.lines) == 12
+    assert "40 more rows" in answer.err
+    assert len(orders.json("sql", "SELECT generate_series(1, 5000) AS n")) == 5000
+
+
+def test_statements_come_from_a_file_or_stdin_too(orders: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "report.sql"
+    path.write_text("SELECT 1 AS one")
+    assert orders("sql", "--file", str(path), "-o", "csv").out == "one\n1\n"
+    assert orders("sql", "-o", "csv", stdin="SELECT 2 AS two").out == "two\n2\n"
+
+
+def test_a_statement_without_rows_says_what_it_did(orders: Cli) -> None:
+    assert orders("sql", "CREATE TEMP TABLE t (a int)").out == "CREATE TABLE\n"
+    assert orders("sql", "SELECT 1 WHERE false").out == "(no rows)\n"
+    assert orders.json("sql", "SELECT 1 AS a WHERE false") == []
+    assert orders.json("sql", "CREATE TABLE done (a int)") == []
+    assert orders("sql", "INSERT INTO done VALUES (1)", "-o", "csv").out == ""
+    assert orders.json("sql", "SELECT a FROM done") == [{"a": 1}]
+
+
+WRONG = [
+    (("SELEC 1",), 1, 'syntax error at or near "SELEC" (at character 1)'),
+    (("SELECT * FROM nothing",), 1, '"nothing" does not exist'),
+    (("SELECT 1/0",), 1, "division by zero"),
+    (("",), 2, "empty"),
+    (("SELECT 1", "--file", "-"), 2, "not both"),
+    (("SELECT produce('nothing', 'k', 'v')",), 3, "nothing"),
+]
+
+
+def test_wrong_input_is_one_clear_line_and_a_code(orders: Cli) -> None:
+    for argv, code, said in WRONG:
+        answer = orders("sql", *argv, code=code)
+        assert answer.err.startswith("error: ")
+        assert answer.err.count("\n") == 1
+        assert said in answer.err
