@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from logstore._async.futures import BulkFuture as AsyncBulkFuture
     from logstore._async.futures import SendFuture as AsyncSendFuture
     from logstore._async.producer import AsyncProducer
+    from logstore._async.share_consumer import AsyncShareConsumer
     from logstore._core.listener import ConsumerRebalanceListener
     from logstore._sync.admin import Admin
     from logstore._sync.consumer import Consumer
     from logstore._sync.futures import BulkFuture, SendFuture
     from logstore._sync.producer import Producer
+    from logstore._sync.share_consumer import ShareConsumer
     from logstore.records import (
         BatchMetadata,
         ConsumerGroupMetadata,
@@ -36,14 +38,17 @@ if TYPE_CHECKING:
         RecordMetadata,
         TopicPartition,
     )
+    from logstore.share import AcknowledgeType, ShareRecord, deliver_after
 
 __all__ = [
+    "AcknowledgeType",
     "Admin",
     "AsyncAdmin",
     "AsyncBulkFuture",
     "AsyncConsumer",
     "AsyncProducer",
     "AsyncSendFuture",
+    "AsyncShareConsumer",
     "BatchMetadata",
     "BulkFuture",
     "Consumer",
@@ -55,17 +60,22 @@ __all__ = [
     "Producer",
     "RecordMetadata",
     "SendFuture",
+    "ShareConsumer",
+    "ShareRecord",
     "TopicPartition",
+    "deliver_after",
 ]
 __all__ += _errors
 
 _HOMES: Final = {
+    "AcknowledgeType": "share:AcknowledgeType",
     "Admin": "_sync.admin:Admin",
     "AsyncAdmin": "_async.admin:AsyncAdmin",
     "AsyncBulkFuture": "_async.futures:BulkFuture",
     "AsyncConsumer": "_async.consumer:AsyncConsumer",
     "AsyncProducer": "_async.producer:AsyncProducer",
     "AsyncSendFuture": "_async.futures:SendFuture",
+    "AsyncShareConsumer": "_async.share_consumer:AsyncShareConsumer",
     "BatchMetadata": "records:BatchMetadata",
     "BulkFuture": "_sync.futures:BulkFuture",
     "Consumer": "_sync.consumer:Consumer",
@@ -77,7 +87,10 @@ _HOMES: Final = {
     "Producer": "_sync.producer:Producer",
     "RecordMetadata": "records:RecordMetadata",
     "SendFuture": "_sync.futures:SendFuture",
+    "ShareConsumer": "_sync.share_consumer:ShareConsumer",
+    "ShareRecord": "share:ShareRecord",
     "TopicPartition": "records:TopicPartition",
+    "deliver_after": "share:deliver_after",
 }
 """Where each name is, imported when it is first asked for: a program pays for the driver that it uses, and
 ``logstore --help`` for none."""

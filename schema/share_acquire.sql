@@ -321,11 +321,49 @@ begin
 end
 $$;
 
--- Locks as the head of this file says, under the group's advisory lock, shared; reads the group's state and the log; gives member up to max_records records of
+-- Under the group's advisory lock, shared; reads the catalog and the group, makes the group, and its state of these topics' partitions, where they are new;
+-- returns the topics' ids in the order of topics. key_ordered: what members want share.key.ordered to be; null: as it is. The first to say so decides.
+-- LS001 no such topic, LS012 arguments, LS023 records are in flight without the order of keys, LS028 another kind of group, or key_ordered does not fit.
+create or replace function open_share_group("group" text, topics text[], key_ordered boolean default null) returns int4[]
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    g share_group;
+    ids int4[] := '{}';
+    name text;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform raise_error('LS012', 'a share group needs the isolation level READ COMMITTED', null, 'Use a transaction of its own.');
+    end if;
+    if (cardinality(topics) >= 1) is not true then
+        perform raise_error('LS012', 'at least one topic is needed', null, null);
+    end if;
+    foreach name in array topics loop
+        ids := ids || topic_id_of(name);
+    end loop;
+    g := share_group_of("group");
+    if open_share_group.key_ordered and g.key_ordered is null then
+        perform alter_share_group("group", '{"share.key.ordered": "true"}');
+    else
+        perform pg_advisory_xact_lock_shared(lock_class('share'), g.group_id);
+    end if;
+    g := share_group_of("group");
+    if open_share_group.key_ordered <> coalesce(g.key_ordered, false) then
+        perform raise_error('LS028', format('share.key.ordered of group %s is %s', to_json("group"), coalesce(g.key_ordered, false)),
+            jsonb_build_object('group', "group", 'share.key.ordered', coalesce(g.key_ordered, false)), 'All members of a group have to want the same.');
+    end if;
+    if g.dead_letter_topic = any (topics) then
+        perform raise_error('LS012', format('group %s cannot consume %s, its dead-letter topic', to_json("group"), g.dead_letter_topic),
+            jsonb_build_object('group', "group", 'topic', g.dead_letter_topic), 'Consume it with another group.');
+    end if;
+    perform share_begin(g, ids);
+    return ids;
+end
+$$;
+
+-- As open_share_group, then locks as the head of this file says; reads the group's state and the log; gives member up to max_records records of
 -- these topics, those that were delivered before first, and writes their state; returns them as ranges, idx being the topic's position in topics. lock_ms is how long
 -- they are member's. With nothing to give: one row without offsets, whose wait_ms says when something will be due (null: not known). Records that were delivered
--- too often go to the dead-letter topic in the same transaction. A group, or a partition, that is new is made.
--- LS001 no such topic, LS012 arguments, LS023 and LS028: key_ordered does not fit the group, which is of another kind, or has records in flight.
+-- too often go to the dead-letter topic in the same transaction. Raises as open_share_group.
 create or replace function acquire("group" text, member text, topics text[], max_records int4 default 500, key_ordered boolean default null)
 returns table (idx int4, topic_id int4, "partition" int4, first_offset int8, last_offset int8, delivery_count int4, lock_ms int4, wait_ms int8)
 language plpgsql volatile security definer set search_path from current as $$
@@ -333,8 +371,7 @@ language plpgsql volatile security definer set search_path from current as $$
 declare
     moment timestamptz := clock_timestamp();
     g share_group;
-    ids int4[] := '{}';
-    name text;
+    ids int4[];
     candidate record;
     one record;
     budget int4 := max_records;
@@ -344,33 +381,14 @@ declare
     dead share_flight[] := '{}';
     reasons text[] := '{}';
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        perform raise_error('LS012', 'acquire needs the isolation level READ COMMITTED', null, 'Acquire in a transaction of its own.');
+    if (max_records between 1 and 100000 and octet_length(member) between 1 and 255) is not true then
+        perform raise_error('LS012', 'acquire needs a member and 1 to 100000 records',
+            jsonb_build_object('member', left(member, 260), 'max_records', max_records), null);
     end if;
-    if (max_records between 1 and 100000 and octet_length(member) between 1 and 255 and cardinality(topics) >= 1) is not true then
-        perform raise_error('LS012', 'acquire needs a member, at least one topic, and 1 to 100000 records',
-            jsonb_build_object('member', left(member, 260), 'topics', to_jsonb(topics), 'max_records', max_records), null);
-    end if;
-    foreach name in array topics loop
-        ids := ids || topic_id_of(name);
-    end loop;
+    ids := open_share_group("group", topics, acquire.key_ordered);
     g := share_group_of("group");
-    if acquire.key_ordered and g.key_ordered is null then
-        perform alter_share_group("group", '{"share.key.ordered": "true"}');
-    else
-        perform pg_advisory_xact_lock_shared(lock_class('share'), g.group_id);
-    end if;
-    g := share_group_of("group");
-    if acquire.key_ordered <> coalesce(g.key_ordered, false) then
-        perform raise_error('LS028', format('share.key.ordered of group %s is %s', to_json("group"), coalesce(g.key_ordered, false)),
-            jsonb_build_object('group', "group", 'share.key.ordered', coalesce(g.key_ordered, false)), 'All members of a group have to want the same.');
-    end if;
-    if g.dead_letter_topic = any (topics) then
-        perform raise_error('LS012', format('group %s cannot consume %s, its dead-letter topic', to_json("group"), g.dead_letter_topic),
-            jsonb_build_object('group', "group", 'topic', g.dead_letter_topic), 'Consume it with another group.');
-    end if;
-    -- Where a group begins must not be forgotten. The rest may: after a crash of the server records that were acquired are available again.
-    if not share_begin(g, ids) and transaction_timestamp() = statement_timestamp() then
+    -- In a transaction of its own that has made nothing new, durability would be waste: records that were acquired are available again after a crash.
+    if transaction_timestamp() = statement_timestamp() and pg_current_xact_id_if_assigned() is null then
         perform set_config('synchronous_commit', 'off', true);
     end if;
 

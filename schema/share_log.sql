@@ -53,8 +53,9 @@ $$;
 -- Takes no lock beyond ACCESS SHARE; reads the batches that hold the wanted records, each once; writes
 -- nothing; returns these records and no others, as parts of batches, in the form of fetch(): idx is the
 -- position of the first wanted range that the part belongs to. The ranges, both ends included, have to be in
--- ascending order of topic, partition and offset. Records that have left the log are left out.
-create or replace function fetch_records(topic_ids int4[], partitions int4[], first_offsets int8[], last_offsets int8[])
+-- ascending order of topic, partition and offset. Records that have left the log are left out. It stops in front of the batch that goes beyond max_bytes, unless it is
+-- the first; then the last row has no record, and the offset to go on from as its base_offset.
+create or replace function fetch_records(topic_ids int4[], partitions int4[], first_offsets int8[], last_offsets int8[], max_bytes int4 default 2147483647)
 returns table (idx int4, base_offset int8, last_offset int8, record_count int4, leader_epoch int4, timestamp_type int2, max_timestamp int8, timestamps int8[],
                keys bytea[], "values" bytea[], header_records int4[], header_keys text[], header_values bytea[], offset_deltas int4[])
 language plpgsql stable security definer set search_path from current as $$
@@ -64,6 +65,7 @@ declare
     batch batches;
     chosen int4[];
     whole boolean;
+    bytes int8 := 0;
 begin
     for spot in
         select min(w.n)::int4 as idx, w.topic_id, w.partition, range_agg(int8range(w.first_offset, w.last_offset, '[]')) as wanted, p.log_start
@@ -85,6 +87,20 @@ begin
             continue when cardinality(chosen) = 0;
             idx := spot.idx;
             record_count := cardinality(chosen);
+            bytes := bytes + batch.size_bytes::int8 * record_count / batch.record_count;
+            if bytes > max_bytes and last_offset is not null then
+                base_offset := batch.base_offset + coalesce(batch.offset_deltas[chosen[1]], chosen[1] - 1);
+                record_count := 0;
+                timestamps := null;
+                keys := null;
+                "values" := null;
+                header_records := null;
+                header_keys := null;
+                header_values := null;
+                offset_deltas := null;
+                return next;
+                return;
+            end if;
             leader_epoch := batch.leader_epoch;
             timestamp_type := batch.timestamp_type;
             max_timestamp := batch.max_timestamp;

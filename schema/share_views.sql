@@ -4,7 +4,7 @@
 -- in_flight: acquired, with a lock that has not run out; available: to be delivered again; delayed: not before next_due_at.
 -- lag: records that are not finished, as far as there are no holes in the log.
 create or replace view share_groups as
-select l.name as "group", t.name as topic, s.partition, least(f.first_offset, d.first_offset, w.end_offset) as start_offset, w.end_offset,
+select l.name as "group", t.name as topic, t.topic_id, s.partition, least(f.first_offset, d.first_offset, w.end_offset) as start_offset, w.end_offset,
        f.in_flight, f.available, d.delayed, f.in_flight + f.available + d.delayed + greatest(h.high_watermark - w.end_offset, 0) as lag,
        f.members, d.next_due_at
 from log_group l

@@ -22,7 +22,7 @@ BY_HAND = {"__init__.py", "apart.py", "concurrency.py", "driver.py"}
 RULES: list[tuple[str, str]] = [
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
-    (r"\bAsync(Producer|Consumer|Admin)\b", r"\1"),
+    (r"\bAsync(Producer|Consumer|ShareConsumer|Admin)\b", r"\1"),
     (r"\blogstore\._async\b", "logstore._sync"),
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     (r"\bStopAsyncIteration\b", "StopIteration"),

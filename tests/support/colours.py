@@ -34,6 +34,9 @@ class Colour:
     def producer(self, *arguments: Any, **options: Any) -> Any:
         return self._client("producer", "Producer", *arguments, **options)
 
+    def share_consumer(self, *topics: str, **options: Any) -> Any:
+        return self._client("share_consumer", "ShareConsumer", *topics, **options)
+
     def _client(self, module: str, kind: str, *arguments: Any, **options: Any) -> Any:
         raise NotImplementedError
 

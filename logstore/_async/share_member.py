@@ -1,0 +1,316 @@
+"""What a member of a share group says to the server: acquire, fetch, acknowledge, and wait.
+
+Used by one task at a time.  ``lock`` guards the ledger, which the program's acknowledgements touch as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from logstore._async.concurrency import Lock
+from logstore._async.driver import Connection
+from logstore._async.session import Session
+from logstore._async.waiting import Waiting
+from logstore._core.calls import FetchRow
+from logstore._core.fetched import Deserializers, FetchedBatch
+from logstore._core.pace import Way
+from logstore._core.share_calls import AcquiredRange, ShareCalls
+from logstore._core.share_ledger import RETURN, Ledger, Place, Settled
+from logstore.errors import LogstoreError, SerializationError
+from logstore.records import ConsumerRecord, TopicPartition
+from logstore.share import ACCEPT, RELEASE, RENEW, ShareRecord
+from logstore.share_config import ShareConsumerConfig
+
+__all__ = ["Delivery", "Member"]
+
+_log = logging.getLogger("logstore.share")
+
+
+class Delivery(NamedTuple):
+    """Records of one partition that were acquired together."""
+
+    tp: TopicPartition
+    place: Place
+    deadline: float
+    """When their lock runs out, or a little earlier; seconds of the monotonic clock."""
+    records: list[ShareRecord]
+
+
+class Member:
+    def __init__(
+        self, config: ShareConsumerConfig, session: Session, member_id: str, ledger: Ledger, lock: Lock
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._calls = ShareCalls(config.schema)
+        self._timeout_s = config.request_timeout_ms / 1000
+        self._deserializers = Deserializers(config.key_deserializer, config.value_deserializer)
+        self._ledger = ledger
+        self._lock = lock
+        self.member_id = member_id
+        self._connection: Connection | None = None
+        self._waiting: Waiting | None = None
+        self._topics: tuple[str, ...] = ()
+        self._topic_ids: list[int] = []
+        self._ordered = bool(config.key_ordered)
+        self._unsure = False
+        """The answer to an acquire was lost: the server may think that we have records we do not know of."""
+        self._lock_s = 0.0
+        self._due_s: float | None = None
+        self._looked_s = 0.0
+        self.failure: LogstoreError | None = None
+        """A record could not be deserialized; to be raised when there is nothing to hand out before it."""
+
+    # -- connection ------------------------------------------------------------------------------------------
+
+    async def connect(self, topics: tuple[str, ...]) -> Connection:
+        """The connection, with the group made and ``topics`` known."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            await self.disconnect()
+            connection, info = await self._session.open()
+            self._connection = connection
+            self._waiting = Waiting(
+                connection,
+                self._calls,
+                self._config.wakeup,
+                follower=info.is_in_recovery,
+                timeout_s=self._timeout_s,
+            )
+            self._topics = ()
+        if topics and topics != self._topics:
+            config = self._config
+            self._topic_ids = await connection.run(
+                self._calls.open_share_group(config.group_id, topics, key_ordered=config.key_ordered),
+                timeout_s=self._timeout_s,
+            )
+            self._topics = topics
+            rows = await connection.run(
+                self._calls.describe_share_configs(config.group_id), timeout_s=self._timeout_s
+            )
+            configs = {row.name: row.value for row in rows}
+            self._ordered = configs["share.key.ordered"] == "true"
+            self._lock_s = int(configs["share.record.lock.duration.ms"]) / 1000
+        return connection
+
+    async def disconnect(self) -> None:
+        """Close the connection; the next use makes another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def interrupt(self) -> None:
+        """Make :meth:`wait` return at once.  Any thread may call it."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def abandon(self) -> None:
+        """Drop the connection without a word."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    # -- acknowledging ---------------------------------------------------------------------------------------
+
+    @property
+    def lock_ms(self) -> int | None:
+        """How long a lock lasts; None: not known yet."""
+        return round(self._lock_s * 1000) or None
+
+    async def say_goodbye(self, timeout_s: float) -> None:
+        """Send what is pending, if there still is a connection."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            if self._unsure:
+                await self._recover(connection, timeout_s)
+            await self.tell(connection, timeout_s)
+
+    async def tell(self, connection: Connection, timeout_s: float | None = None) -> Settled:
+        """Send the acknowledgements that are pending, and what the server says of them."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        answer = Settled([], [])
+        while True:
+            with self._lock:
+                request = self._ledger.request()
+            if request is None:
+                return answer
+            asked = time.monotonic()
+            call = self._calls.acknowledge(self._config.group_id, self.member_id, request)
+            try:
+                refused = await connection.run(call, timeout_s=timeout_s)
+            except BaseException:
+                with self._lock:
+                    self._ledger.unsettled()
+                raise
+            with self._lock:
+                settled = self._ledger.settled(refused, asked, time.monotonic(), self._lock_s)
+            answer.done.extend(settled.done)
+            answer.refused.extend(settled.refused)
+            if self._ordered or any(kind not in (ACCEPT, RENEW) for kind in request.types):
+                # There may be work for members that wait.
+                wake = self._calls.wake(sorted(set(request.topic_ids)))
+                await connection.run(wake, timeout_s=timeout_s)
+
+    # -- acquiring -------------------------------------------------------------------------------------------
+
+    async def acquire(self, connection: Connection, count: int) -> list[Delivery]:
+        """Acquire up to ``count`` records and bring them."""
+        config = self._config
+        if self._unsure:
+            await self._recover(connection, self._timeout_s)
+        asked = time.monotonic()
+        self._unsure = True
+        answer = await connection.run(
+            self._calls.acquire(
+                config.group_id, self.member_id, self._topics, count, key_ordered=config.key_ordered
+            ),
+            timeout_s=self._timeout_s,
+        )
+        self._unsure = False
+        self._lock_s = answer.lock_ms / 1000
+        self._due_s = None if answer.wait_ms is None else answer.wait_ms / 1000
+        now = time.monotonic()
+        self._looked_s = now - asked
+        if not answer.ranges:
+            return []
+        if self._waiting is not None:
+            self._waiting.pace.found(now)
+        deadline = asked + self._lock_s
+        ranges = sorted(answer.ranges, key=lambda each: each[1:])
+        try:
+            rows = await connection.run(
+                self._calls.fetch_records(
+                    [each.topic_id for each in ranges],
+                    [each.partition for each in ranges],
+                    [each.first_offset for each in ranges],
+                    [each.last_offset for each in ranges],
+                    config.fetch_max_bytes,
+                ),
+                timeout_s=self._timeout_s,
+            )
+            return self._decode(ranges, rows, deadline)
+        except BaseException:
+            self._give_back(ranges, deadline)
+            raise
+
+    def give_back(self, left: Iterable[tuple[Delivery, ShareRecord]]) -> None:
+        """These were never handed out: others may have them, and it does not count as a delivery.  Needs the
+        lock.
+        """
+        for delivery, record in left:
+            self._ledger.settle_early(
+                delivery.tp.topic, delivery.place, (record.offset,), delivery.deadline, RETURN
+            )
+
+    def _give_back(self, ranges: Sequence[AcquiredRange], deadline: float) -> None:
+        with self._lock:
+            for each in ranges:
+                self._ledger.settle_early(
+                    self._topics[each.idx - 1] if each.idx else "",
+                    Place(each.topic_id, each.partition),
+                    range(each.first_offset, each.last_offset + 1),
+                    deadline,
+                    RETURN,
+                )
+
+    async def _recover(self, connection: Connection, timeout_s: float) -> None:
+        """Give back what an acquire whose answer was lost may have brought."""
+        ranges = await connection.run(
+            self._calls.acquired(self._config.group_id, self.member_id), timeout_s=timeout_s
+        )
+        self._unsure = False
+        now = time.monotonic()
+        names = dict(zip(self._topic_ids, self._topics, strict=True))
+        with self._lock:
+            for each in ranges:
+                place = Place(each.topic_id, each.partition)
+                offsets = [
+                    offset
+                    for offset in range(each.first_offset, each.last_offset + 1)
+                    if not self._ledger.knows(place, offset)
+                ]
+                self._ledger.settle_early(
+                    names.get(each.topic_id, ""), place, offsets, now + each.lock_ms / 1000, RETURN
+                )
+        await self.tell(connection, timeout_s)
+
+    def _decode(
+        self, ranges: Sequence[AcquiredRange], rows: Sequence[FetchRow], deadline: float
+    ) -> list[Delivery]:
+        counts: dict[Place, dict[int, int]] = {}
+        topics: dict[Place, str] = {}
+        for each in ranges:
+            place = Place(each.topic_id, each.partition)
+            topics[place] = self._topics[each.idx - 1]
+            counts.setdefault(place, {}).update(
+                dict.fromkeys(range(each.first_offset, each.last_offset + 1), each.delivery_count)
+            )
+        deliveries: dict[Place, Delivery] = {}
+        stopped: tuple[int, int, int] | None = None
+        for row in rows:
+            begun = ranges[row.idx - 1]
+            place = Place(begun.topic_id, begun.partition)
+            assert row.base_offset is not None
+            if not row.record_count:
+                stopped = (*place, row.base_offset)
+                break
+            tp = TopicPartition(topics[place], place.partition)
+            wanted = counts[place]
+            records = [
+                ShareRecord(*record, wanted.pop(record.offset))
+                for record in self._records(FetchedBatch(tp, row, 0), wanted, place, deadline)
+            ]
+            if place in deliveries:
+                deliveries[place].records.extend(records)
+            elif records:
+                deliveries[place] = Delivery(tp, place, deadline, records)
+        with self._lock:
+            for place, left in counts.items():
+                # Records that have left the log need nothing more; those beyond fetch_max_bytes go back.
+                split = 2**63 if stopped is None or place < stopped[:2] else 0
+                if stopped is not None and place == stopped[:2]:
+                    split = stopped[2]
+                for kind, offsets in (
+                    (ACCEPT, [offset for offset in left if offset < split]),
+                    (RETURN, [offset for offset in left if offset >= split]),
+                ):
+                    self._ledger.settle_early(topics[place], place, offsets, deadline, kind)
+        return list(deliveries.values())
+
+    def _records(
+        self, batch: FetchedBatch, wanted: dict[int, int], place: Place, deadline: float
+    ) -> list[ConsumerRecord]:
+        """The records of a batch; one that cannot be deserialized is released and its error kept."""
+        records: list[ConsumerRecord] = []
+        while batch.remaining:
+            try:
+                records += batch.take(batch.remaining, self._deserializers)
+            except SerializationError as error:
+                (bad,) = batch.take(1, Deserializers())
+                del wanted[bad.offset]
+                with self._lock:
+                    self._ledger.settle_early(
+                        bad.topic, place, [bad.offset], deadline, RELEASE, str(error.message)
+                    )
+                error.advice = (
+                    "It was released, and becomes a dead letter when it has been delivered too often."
+                )
+                self.failure = error
+        return records
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    async def wait(self, connection: Connection, longest_s: float) -> None:
+        """After an acquire that brought nothing: until there may be something, or ``longest_s`` is over."""
+        assert self._waiting is not None
+        pause = self._waiting.pace.pause(time.monotonic(), self._looked_s)
+        seconds = min(pause.seconds, longest_s)
+        if self._due_s is not None:
+            seconds = min(seconds, max(self._due_s, 0.0))
+        if pause.way is Way.WAKE and await self._waiting.announced(self._topic_ids):
+            return
+        await (self._waiting.sleep(seconds) if pause.way is Way.WAKE else connection.wait_notify(seconds))
