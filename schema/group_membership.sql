@@ -245,9 +245,22 @@ begin
           select m.member_no, t.topic_id from group_member m join topic t on t.name ~ anchored_pattern(m.pattern) where m.group_id = head.group_id and m.pattern is not null) s;
     select coalesce(array_agg(t.topic_id), '{}'), coalesce(array_agg(t.partitions), '{}') into topics, counts from topic t where t.topic_id = any (subscribed);
 
-    insert into group_claim (group_id, topic_id, partition)
-    select head.group_id, t.topic_id, p from unnest(topics, counts) t (topic_id, partitions), generate_series(0, t.partitions - 1) p
-    where (select count(*) from group_claim c where c.group_id = head.group_id and c.topic_id = t.topic_id) < t.partitions
+    -- A partition that was added to a topic the group reads already begins at its start, whatever the members'
+    -- auto.offset.reset says: nothing in it is older than the group.
+    with fresh as (
+        insert into group_claim (group_id, topic_id, partition)
+        select head.group_id, t.topic_id, p
+        from unnest(topics, counts) t (topic_id, partitions), generate_series(0, t.partitions - 1) p
+        where (select count(*) from group_claim c where c.group_id = head.group_id and c.topic_id = t.topic_id)
+              < t.partitions
+        on conflict do nothing
+        returning topic_id, partition
+    )
+    insert into group_offset (group_id, topic_id, partition, committed_offset, metadata, committed_at)
+    select head.group_id, f.topic_id, f.partition, 0, '', clock_timestamp()
+    from fresh f
+    where exists (select from group_claim c
+                  where c.group_id = head.group_id and c.topic_id = f.topic_id and c.claim_epoch > 0)
     on conflict do nothing;
     delete from group_claim c where c.group_id = head.group_id and not exists (select from topic t where t.topic_id = c.topic_id);
 
