@@ -31,6 +31,9 @@ declare
     now_ms int8;
     min_timestamp int8;
     base int8;
+    newest int8;
+    oldest int8;
+    disorder int8;
     segment_bytes int8;
 begin
     -- A snapshot that is older than the lock would not show the last batch.
@@ -108,24 +111,31 @@ begin
         segment := active;
     end if;
 
-    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this
-    -- one.
-    execute format($insert$
-        insert into %1$I (topic_id, segment, partition, base_offset, last_offset, record_count, leader_epoch,
-            producer_id, producer_epoch, base_sequence, last_sequence, append_time, timestamp_type, max_timestamp,
-            segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes, size_bytes,
-            timestamps, keys, "values", header_records, header_keys, header_values)
-        select $1, $2, $3, n.base, n.base + $4 - 1, $4, $5, $6, $7, $8, (($8::int8 + $4 - 1) & 2147483647)::int4, $9, $10, $11,
-            n.newest, n.oldest, greatest(n.disorder, n.newest - $12), n.position, $13, $14, $15, $16, $17, $18, $19
-        from (select coalesce(tip.last_offset + 1, $20) as base, greatest(tip.segment_max_timestamp, $11) as newest,
-                     least(tip.segment_min_timestamp, $12) as oldest, tip.segment_disorder as disorder, coalesce(tip.segment_bytes, 0) + $13 as position
-              from (values (0)) as one (row)
-              left join lateral (select b.last_offset, b.segment_max_timestamp, b.segment_min_timestamp, b.segment_disorder, b.segment_bytes
-                                 from %1$I b where b.partition = $3 order by b.last_offset desc limit 1) tip on true) n
-        returning base_offset, segment_bytes $insert$, 'b_' || topic_id || '_' || segment)
-    into base, segment_bytes
-    using topic_id, segment, "partition", record_count, epoch, producer_id, producer_epoch, base_sequence, now_ms, timestamp_type, max_timestamp,
-        min_timestamp, size, timestamps, keys, "values", header_records, header_keys, header_values, segment_start;
+    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this one.
+    execute format('select b.last_offset + 1, b.segment_max_timestamp, b.segment_min_timestamp, b.segment_disorder,
+                           b.segment_bytes
+                    from %I b where b.partition = $1 order by b.last_offset desc limit 1', 'b_' || topic_id || '_' || segment)
+    into base, newest, oldest, disorder, segment_bytes using "partition";
+    base := coalesce(base, segment_start);
+    newest := greatest(newest, max_timestamp);
+    oldest := least(oldest, min_timestamp);
+    disorder := greatest(disorder, newest - min_timestamp);
+    segment_bytes := coalesce(segment_bytes, 0) + size;
+
+    -- Through the parent: an insert opens and locks only the leaf it goes to, and its plan is kept.
+    insert into batches (
+        base_offset, last_offset, producer_id, append_time, max_timestamp,
+        segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes,
+        topic_id, segment, partition, record_count, leader_epoch, base_sequence, last_sequence,
+        size_bytes, producer_epoch, timestamp_type,
+        timestamps, keys, "values", header_records, header_keys, header_values)
+    values (
+        base, base + record_count - 1, producer_id, now_ms, max_timestamp,
+        newest, oldest, disorder, segment_bytes,
+        topic_id, segment, "partition", record_count, epoch, base_sequence,
+        ((base_sequence::int8 + record_count - 1) & 2147483647)::int4,
+        size, producer_epoch, timestamp_type,
+        timestamps, keys, "values", header_records, header_keys, header_values);
 
     if segment_bytes >= max_segment_bytes and segment = active then
         perform roll_segment(topic_id, segment);

@@ -59,6 +59,20 @@ begin
 end
 $$;
 
+-- Takes no lock, reads the catalog, writes nothing, returns the segment in which the partition keeps offset (or the next one
+-- that it has).
+create or replace function segment_of(p topic_partition, "offset" int8) returns int4
+language plpgsql stable set search_path from current as $$
+begin
+    if "offset" >= p.segment_start then
+        return p.segment;
+    end if;
+    return (select s.segment from sealed_segment s
+            where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= "offset"
+            order by s.last_offset limit 1);
+end
+$$;
+
 -- Takes no lock beyond ACCESS SHARE; reads the catalog, and the batches from the log start on only of the
 -- segment that the log start lies in; writes nothing; returns the largest time stamp of the partition's
 -- records, null if there are none.
@@ -97,13 +111,8 @@ declare
     wanted record;
     p topic_partition;
 begin
-    for wanted in
-        select w.idx::int4, w.topic_id, w.partition, w.spec, t.idx as found, t.log_start, t.end_offset, t.leader_epoch
-        from unnest(topic_ids, partitions, specs) with ordinality as w (topic_id, partition, spec, idx)
-        left join partition_tips(topic_ids, partitions) t on t.idx = w.idx
-        order by w.idx
-    loop
-        if wanted.found is null then
+    for wanted in select t.*, specs[t.idx] as spec from partition_tips(topic_ids, partitions) t order by t.idx loop
+        if wanted.log_start is null then
             perform no_partition(wanted.topic_id, wanted.partition);
         elsif (wanted.spec >= -3) is not true then
             perform raise_error('LS012', format('there is no offset spec %s', wanted.spec), jsonb_build_object('spec', wanted.spec),

@@ -22,10 +22,8 @@ end;
 -- Takes no lock, reads and writes nothing, returns the first key of this log's advisory locks for one purpose
 -- (two logs may share a database); the second key is a topic id.
 create or replace function lock_class(purpose text) returns int4
-language sql stable set search_path from current
-begin atomic
-    select pg_catalog.hashtext('logstore ' || purpose || ' ' || pg_catalog.current_schema());
-end;
+language sql stable
+return pg_catalog.hashtext('logstore ' || purpose || ' ' || pg_catalog.current_schema());
 
 -- Takes no lock, reads and writes nothing, returns zlib's CRC-32 of key, which decides the partition of a
 -- keyed record in every client. PostgreSQL has it built in from 18 on; before that it is worked out here,
