@@ -82,8 +82,8 @@ def append_text(batches: int, schema: str = "logstore") -> sql.Composed:
     )
     calls = []
     for batch in range(batches):
-        numbers = [sql.SQL(str(8 * batch + place)) for place in range(1, 9)]  # type: ignore[arg-type]
-        calls.append(sql.SQL(call).format(*numbers, schema=sql.Identifier(schema)))  # type: ignore[arg-type]
+        numbers = [sql.SQL(str(8 * batch + place)) for place in range(1, 9)]
+        calls.append(sql.SQL(call).format(*numbers, schema=sql.Identifier(schema)))
     return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
 
 

@@ -114,7 +114,7 @@ def interleave(
     """
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for repetition in range(repetitions):
-        order = list(contestants) if repetition % 2 == 0 else list(reversed(contestants))
+        order = list(contestants)[:: 1 if repetition % 2 == 0 else -1]
         for name in order:
             before()
             value = contestants[name]()

@@ -31,6 +31,19 @@ def options(config: type[Any]) -> str:
     return table(("option", "default", "meaning"), rows)
 
 
+def methods(client: type[Any]) -> str:
+    """Every public method and property of a client, in the order of the class, in a sentence."""
+    rows = []
+    for name, member in vars(client).items():
+        if name.startswith("_"):
+            continue
+        documentation = inspect.getdoc(member)
+        assert documentation, f"{client.__name__}.{name} has no docstring"
+        call = f"`{name}`" if isinstance(member, property) else f"`{name}({_parameters(member)})`"
+        rows.append((call, _first_sentence(documentation)))
+    return table(("method", "what it does"), rows)
+
+
 def error_classes() -> str:
     """Every error: its parent, flags, SQLSTATEs, meaning and advice, parents first."""
     sqlstates: dict[str, list[str]] = {}
@@ -100,6 +113,26 @@ def attribute_docs(cls: type[Any]) -> dict[str, str]:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _parameters(function: Any) -> str:
+    """The parameters as one writes them: without annotations, defaults as they are."""
+    stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    shown: list[str] = []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(
+            part == "*" or part.startswith("*") for part in shown
+        ):
+            shown.append("*")
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        shown.append(f"{stars.get(parameter.kind, '')}{parameter.name}{default}")
+    return ", ".join(shown)
+
+
+def _first_sentence(documentation: str) -> str:
+    text = " ".join(documentation.split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", text)[0]
 
 
 def _shown(name: str, default: object) -> str:

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
-from rich.console import Console
-from rich.table import Table
+from psycopg.pq.abc import PGresult
 
 EXECUTED: Final = ("python", "sh", "sql")
 _FENCE: Final = re.compile(
@@ -138,8 +137,8 @@ class Story:
         with psycopg.connect(dsn, autocommit=True) as connection:
             cursor = connection.execute(block.text.encode())
             while True:
-                if cursor.description:
-                    _print_table(printed, [column.name for column in cursor.description], cursor.fetchall())
+                if cursor.description and cursor.pgresult:
+                    _print_table(printed, cursor.pgresult)
                 if not cursor.nextset():
                     return printed.getvalue()
 
@@ -154,11 +153,12 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s|+\-─━│┃┼╇┏┓┗┛┡┩└┘├┤┬┴╭╮╰╯]+", " ", text).strip()
 
 
-def _print_table(printed: io.StringIO, names: list[str], rows: list[Any]) -> None:
-    table = Table(*names, box=None)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    Console(file=printed, width=200).print(table)
+def _print_table(printed: io.StringIO, result: PGresult) -> None:
+    """The values as psql shows them; where columns end does not matter here."""
+    columns = range(result.nfields)
+    lines = [[result.fname(column) or b"" for column in columns]]
+    lines += [[result.get_value(row, column) or b"" for column in columns] for row in range(result.ntuples)]
+    printed.writelines(b"  ".join(line).decode() + "\n" for line in lines)
 
 
 def _dedent(text: str, indent: int) -> str:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import logstore.cli.failures
+from logstore import Admin, Consumer, Producer
 from logstore.config import ProducerConfig
 from logstore.consumer_config import ConsumerConfig
 from tests.docs import reference_tables
@@ -21,13 +25,13 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 def compare(page: str, name: str, table: str) -> None:
     path = REFERENCE / page
     text = path.read_text()
-    pattern = re.compile(rf"(<!-- table: {name} -->\n\n)(.*?)(\n\n<!-- end -->)", re.S)
+    pattern = re.compile(rf"(?<=<!-- table: {name} -->\n)(.*?)(?=\n<!-- end -->)", re.S)
     found = pattern.search(text)
     assert found, f"{page} has no table {name!r}"
     if os.environ.get("WRITE_REFERENCE"):
-        path.write_text(text[: found.start(2)] + table + text[found.end(2) :])
+        path.write_text(f"{text[: found.start()]}\n{table}\n{text[found.end() :]}")
         return
-    assert found[2].splitlines() == table.splitlines(), f"{page}: run `WRITE_REFERENCE=1 pytest tests/docs`"
+    assert found[1].strip() == table, f"{page}: run `WRITE_REFERENCE=1 pytest tests/docs`"
 
 
 def test_producer_options() -> None:
@@ -36,6 +40,13 @@ def test_producer_options() -> None:
 
 def test_consumer_options() -> None:
     compare("consumer.md", "options", reference_tables.options(ConsumerConfig))
+
+
+@pytest.mark.parametrize(
+    ("page", "client"), [("producer.md", Producer), ("consumer.md", Consumer), ("admin.md", Admin)]
+)
+def test_methods(page: str, client: type[Any]) -> None:
+    compare(page, "methods", reference_tables.methods(client))
 
 
 def test_topic_configs(database: str) -> None:
