@@ -243,8 +243,10 @@ class Accumulator(Generic[F]):
         due = _FOREVER
         timeout = self.limits.delivery_timeout_s
         for queue in list(self._active):
-            if queue.in_flight is None and self._any(queue):
-                due = min(due, self._due_at(queue, now), self._oldest(queue, now) + timeout)
+            if self._any(queue):
+                oldest = self._oldest(queue, now)
+                if queue.in_flight is None:
+                    due = min(due, self._due_at(queue, now), oldest + timeout)
         return None if due == _FOREVER else max(0.0, due - now)
 
     def settle(self, batch: Batch, results: Sequence[AppendResult]) -> None:
@@ -341,7 +343,7 @@ class Accumulator(Generic[F]):
             if queue.open is empty:
                 queue.open = None
         if not queue.batches:
-            del self._active[queue]
+            self._active.pop(queue, None)
         return bool(queue.batches)
 
     def _take(self, queue: PartitionQueue) -> Batch:
