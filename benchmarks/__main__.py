@@ -50,7 +50,8 @@ SCENARIOS: dict[str, _Scenario] = {
     "--repetitions", type=click.IntRange(1), help="Samples of each figure.  [default: 5, with --quick 3]"
 )
 @click.option(
-    "--dsn", help="A server to use; its account has to be a superuser.  [default: an embedded one, fsync on]"
+    "--dsn",
+    help="A server, as superuser, that preloads pg_stat_statements.  [default: an embedded one, fsync on]",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every sample to this file.")
 @click.option("--update", type=click.Path(exists=True, path_type=Path), help="Put the tables into this page.")

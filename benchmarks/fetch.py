@@ -10,7 +10,7 @@ import asyncpg
 import psycopg
 
 from benchmarks import ceilings
-from benchmarks.figures import Section, interleave, median_ratio, rate
+from benchmarks.figures import Section, Speed, interleave, median_ratio, rates, timed
 from benchmarks.log import BenchServer, create_topic
 from benchmarks.workload import PARTITIONS, Workload
 from logstore import AsyncConsumer, Consumer, Producer, TopicPartition
@@ -50,13 +50,13 @@ def fetch(server: BenchServer, *, records: int, repetitions: int) -> Section:
     with psycopg.connect(server.superuser_dsn(dsn), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")  # no sample pays for hint bits
 
-    def reading(work: Callable[[], int]) -> float:
+    def reading(work: Callable[[], int]) -> Speed:
         def checked() -> None:
             got = work()
             if got != records:
                 raise AssertionError(f"{got} records read, {records} are there")
 
-        return rate(records, checked)
+        return timed(records, checked)
 
     samples = interleave(
         {
@@ -76,11 +76,10 @@ def fetch(server: BenchServer, *, records: int, repetitions: int) -> Section:
             "count(*) of one topic": lambda: _count(dsn, records, _TOPIC),
         },
         repetitions,
-        unit="rec/s",
     )
     server.drop_log("bench_fetch")
 
-    seconds = {name: [records / value for value in samples.pop(name)] for name in _COUNTS}
+    seconds = {name: [records / value for value in rates(samples.pop(name))] for name in _COUNTS}
     section = Section(
         "Fetch",
         f"{records:,} records in {PARTITIONS} partitions, read from the start by one client process; "
@@ -96,7 +95,10 @@ def fetch(server: BenchServer, *, records: int, repetitions: int) -> Section:
         "bare fetch, asyncpg": "ceiling: the same with asyncpg",
         "bare rows": "ceiling: rows of a plain table, psycopg binary, a cursor of 10,000",
     }
-    medians = {name: section.add(labels[name], "rec/s", values).median for name, values in samples.items()}
+    speeds = {name: rates(values) for name, values in samples.items()}
+    medians = {name: section.add(labels[name], "rec/s", values).median for name, values in speeds.items()}
+    for name in ("poll", "iterate", "async getmany"):
+        section.add(f"{labels[name]}: client CPU", "µs/record", [speed.cpu_us for speed in samples[name]])
     for name, values in seconds.items():
         section.add(f"`{name}` through `logstore.records`", "s", values)
     section.at_least("`poll` loop", 800_000, medians["poll"], "rec/s")
@@ -106,7 +108,7 @@ def fetch(server: BenchServer, *, records: int, repetitions: int) -> Section:
         max(sorted(values)[len(values) // 2] for values in seconds.values()),
         "s",
     )
-    section.add("`poll` loop ÷ bare fetch", "x", median_ratio(samples["poll"], samples["bare fetch"]))
+    section.add("`poll` loop ÷ bare fetch", "x", median_ratio(speeds["poll"], speeds["bare fetch"]))
     return section
 
 
@@ -208,7 +210,7 @@ def _bare_rows(dsn: str) -> int:
     return got
 
 
-def _count(dsn: str, records: int, topic: str | None = None) -> float:
+def _count(dsn: str, records: int, topic: str | None = None) -> Speed:
     text: LiteralString = "SELECT count(*) FROM logstore.records"
     if topic:
         text += " WHERE topic = %s"
@@ -218,4 +220,4 @@ def _count(dsn: str, records: int, topic: str | None = None) -> float:
             row = connection.execute(text, [topic] if topic else []).fetchone()
             assert row == (records,), row
 
-    return rate(records, count)
+    return timed(records, count)

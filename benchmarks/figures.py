@@ -8,11 +8,21 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-__all__ = ["Figure", "Section", "Target", "interleave", "median_ratio", "percentile", "rate"]
+__all__ = [
+    "Figure",
+    "Section",
+    "Speed",
+    "Target",
+    "interleave",
+    "median_ratio",
+    "percentile",
+    "rates",
+    "timed",
+]
 
 _console = Console(stderr=True, highlight=False)
 
@@ -89,38 +99,54 @@ class Section:
         }
 
 
-def rate(count: int, work: Callable[[], object]) -> float:
-    """Run ``work``, which handles ``count`` things, once; things a second.
+class Speed(NamedTuple):
+    """How fast something was done, once."""
+
+    rate: float
+    """Things a second."""
+    cpu_us: float
+    """What this process computed for each of them, in µs: without the server, and without waiting for it."""
+
+
+def timed(count: int, work: Callable[[], object]) -> Speed:
+    """Run ``work``, which handles ``count`` things, once.
 
     Garbage of earlier work is collected first; the collector stays on, as it is for users.
     """
     gc.collect()
-    begin = time.perf_counter()
+    begin, computed = time.perf_counter(), time.process_time()
     work()
-    return count / (time.perf_counter() - begin)
+    elapsed, computed = time.perf_counter() - begin, time.process_time() - computed
+    return Speed(count / elapsed, computed / count * 1e6)
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], float]],
+    contestants: Mapping[str, Callable[[], Speed]],
     repetitions: int,
     *,
     before: Callable[[], object] = lambda: None,
-    unit: str = "",
-) -> dict[str, list[float]]:
+) -> dict[str, list[Speed]]:
     """Run every contestant in turn, ``repetitions`` times; the samples by name.
 
     The order alternates from round to round, so that no contestant always runs in another's wake.  ``before``
     runs ahead of every sample, outside of it.
     """
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    samples: dict[str, list[Speed]] = {name: [] for name in contestants}
     for repetition in range(repetitions):
         order = list(contestants)[:: 1 if repetition % 2 == 0 else -1]
         for name in order:
             before()
-            value = contestants[name]()
-            samples[name].append(value)
-            _console.print(f"  [dim]{repetition + 1}/{repetitions}[/dim] {name}: {value:,.4g} {unit}")
+            speed = contestants[name]()
+            samples[name].append(speed)
+            _console.print(
+                f"  [dim]{repetition + 1}/{repetitions}[/dim] {name}: {speed.rate:,.0f}/s, "
+                f"{speed.cpu_us:.2f} µs each"
+            )
     return samples
+
+
+def rates(speeds: Sequence[Speed]) -> list[float]:
+    return [speed.rate for speed in speeds]
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
@@ -212,9 +211,9 @@ def _consume_bare(dsn: str, topic: str, records: int, ready: Event, answer: Any)
 
 
 def idle(server: BenchServer, *, seconds: float) -> Section:
-    """Transactions a second of a consumer whose partitions get no records.
+    """Statements a second of a consumer whose partitions get no records.
 
-    Counted by the server (pg_stat_database) over a long and a short wait: the difference is free of what it
+    Counted by the server (pg_stat_statements) over a long and a short wait: the difference is free of what it
     takes to connect and to close.
     """
     dsn = server.fresh_log("bench_idle")
@@ -222,16 +221,16 @@ def idle(server: BenchServer, *, seconds: float) -> Section:
     short = 3.0
     section = Section(
         "Idle consumer",
-        f"Transactions in pg_stat_database while nothing is produced: {short + seconds:g} s less "
+        f"Statements in pg_stat_statements while nothing is produced: {short + seconds:g} s less "
         f"{short:g} s, so that connecting is not counted.",
     )
 
     def waiting(consumer: Callable[[float], None]) -> float:
         counts = []
         for wait in (short, short + seconds):
-            before = _transactions(server, "bench_idle")
+            before = _statements(server, "bench_idle")
             consumer(wait)
-            counts.append(_transactions(server, "bench_idle") - before)
+            counts.append(_statements(server, "bench_idle") - before)
         return (counts[1] - counts[0]) / seconds
 
     contestants: dict[str, Callable[[float], None]] = {
@@ -248,13 +247,16 @@ def idle(server: BenchServer, *, seconds: float) -> Section:
     return section
 
 
-def _transactions(server: BenchServer, database: str) -> int:
+def _statements(server: BenchServer, database: str) -> int:
     with server.admin() as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         deadline = time.monotonic() + 15
         while _sessions(connection, database) and time.monotonic() < deadline:
-            threading.Event().wait(0.05)  # a session counts its last transactions when it ends
+            time.sleep(0.05)
         row = connection.execute(
-            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s", [database]
+            "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements JOIN pg_database ON oid = dbid"
+            " WHERE datname = %s",
+            [database],
         ).fetchone()
     assert row is not None
     return int(row[0])

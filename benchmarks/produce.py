@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 from benchmarks import ceilings
-from benchmarks.figures import Section, interleave, median_ratio, rate
+from benchmarks.figures import Section, Speed, interleave, median_ratio, rates, timed
 from benchmarks.log import BenchServer, create_topic, request_shapes
 from benchmarks.workload import PARTITIONS, Batch, Workload
 from logstore import AsyncProducer, Producer
@@ -27,28 +27,29 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
     requests = workload.requests(request_shapes(dsn, "shape"))
     bare = ceilings.BareTable(dsn, "bare_copy")
     rows = bare.rows(workload)
+    bare.copy(rows)  # the first WAL of a new server is slower: its files have to be made
     numbers = count()
 
     def fresh_topic() -> tuple[str, int]:
         name = f"produce-{next(numbers)}"
         return name, create_topic(dsn, name, PARTITIONS)
 
-    def client(work: Callable[[str, str, Workload], None]) -> float:
+    def client(work: Callable[[str, str, Workload], None]) -> Speed:
         topic, _ = fresh_topic()
-        return rate(records, lambda: work(dsn, topic, workload))
+        return timed(records, lambda: work(dsn, topic, workload))
 
-    def bare_append() -> float:
+    def bare_append() -> Speed:
         _, number = fresh_topic()
-        return rate(records, lambda: ceilings.append(dsn, number, requests))
+        return timed(records, lambda: ceilings.append(dsn, number, requests))
 
-    def bare_append_encoded() -> float:
+    def bare_append_encoded() -> Speed:
         _, number = fresh_topic()
         prepared = ceilings.encoded_requests(number, requests)
-        return rate(records, lambda: ceilings.append_encoded(dsn, prepared))
+        return timed(records, lambda: ceilings.append_encoded(dsn, prepared))
 
-    def copy(work: Callable[..., None], per_commit: int | None) -> float:
+    def copy(work: Callable[..., None], per_commit: int | None) -> Speed:
         bare.truncate()
-        return rate(records, lambda: work(rows, per_commit))
+        return timed(records, lambda: work(rows, per_commit))
 
     samples = interleave(
         {
@@ -62,13 +63,12 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
             "COPY by 1,000": lambda: copy(bare.copy, 1000),
             "asyncpg COPY": lambda: copy(bare.copy_asyncpg, None),
             "asyncpg COPY by 1,000": lambda: copy(bare.copy_asyncpg, 1000),
-            "accumulate and promise": lambda: rate(
+            "accumulate and promise": lambda: timed(
                 records, lambda: ceilings.accumulate_and_promise(workload)
             ),
         },
         repetitions,
         before=server.checkpoint,
-        unit="rec/s",
     )
     server.drop_log("bench_produce")
 
@@ -91,19 +91,22 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
         "asyncpg COPY by 1,000": "ceiling: asyncpg `copy_records_to_table`, a commit every 1,000 rows",
         "accumulate and promise": "ceiling: accumulate and promise in Python, no server",
     }
-    medians = {name: section.add(labels[name], "rec/s", values).median for name, values in samples.items()}
+    speeds = {name: rates(values) for name, values in samples.items()}
+    medians = {name: section.add(labels[name], "rec/s", values).median for name, values in speeds.items()}
+    for name in ("send", "async send", "send_many", "async send_many"):
+        section.add(f"{labels[name]}: client CPU", "µs/record", [speed.cpu_us for speed in samples[name]])
     section.at_least("`send` loop", 350_000, medians["send"], "rec/s")
     section.at_least(
         "`send` loop ÷ psycopg COPY in one transaction",
         1.2,
-        median_ratio(samples["send"], samples["COPY"]),
+        median_ratio(speeds["send"], speeds["COPY"]),
         "x",
     )
     section.at_least("`send_many`", 700_000, medians["send_many"], "rec/s")
     section.at_least(
         "`send_many` ÷ bare append of the same batches",
         0.7,
-        median_ratio(samples["send_many"], samples["bare append"]),
+        median_ratio(speeds["send_many"], speeds["bare append"]),
         "x",
     )
     return section
