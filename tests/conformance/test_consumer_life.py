@@ -206,14 +206,19 @@ def test_connection_is_lost_while_it_waits(colour: Colour, database: str, append
 
 def test_no_server(colour: Colour) -> None:
     dsn = "postgresql://ann:s3cret@127.0.0.1:1/log"
-    for make in (lambda: colour.consumer("t", dsn=dsn), lambda: colour.admin(dsn)):
+    makers: list[Callable[[], object]] = [lambda: colour.consumer("t", dsn=dsn), lambda: colour.admin(dsn)]
+    for make in makers:
         with pytest.raises(ConnectionFailedError, match=r"127\.0\.0\.1:1") as caught:
             make()
         assert "s3cret" not in str(caught.value)
 
 
 def test_database_without_a_log(colour: Colour, empty_database: str) -> None:
-    for make in (lambda: colour.consumer("t", dsn=empty_database), lambda: colour.admin(empty_database)):
+    makers: list[Callable[[], object]] = [
+        lambda: colour.consumer("t", dsn=empty_database),
+        lambda: colour.admin(empty_database),
+    ]
+    for make in makers:
         with pytest.raises(SchemaMissingError, match="logstore db upgrade --dsn"):
             make()
 
@@ -235,7 +240,7 @@ def test_options(colour: Colour, database: str, appender: Appender) -> None:
     appender.append("t", values(9))
     dotted = {"max.poll.records": 4, "auto.offset.reset": "earliest"}
     assert len(read(colour.consumer("t", dsn=database, **dotted), 1)) == 4
-    for wrong, told in [
+    refused: list[tuple[dict[str, object], str]] = [
         ({"max_pol_records": 5}, "max_poll_records"),
         ({"max_poll_records": 0}, "from 1"),
         ({"fetch_max_bytes": "many"}, "fetch_max_bytes"),
@@ -243,7 +248,8 @@ def test_options(colour: Colour, database: str, appender: Appender) -> None:
         ({"wakeup": "never"}, "auto, notify, poll"),
         ({"value_deserializer": 5}, "callable"),
         ({"dns": database}, "dsn"),
-    ]:
+    ]
+    for wrong, told in refused:
         with pytest.raises(ConfigurationError, match=told):
             colour.consumer("t", **{"dsn": database, **wrong})
 
