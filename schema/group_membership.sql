@@ -213,7 +213,8 @@ $$;
 
 -- Tries the group's row lock and does nothing when somebody has it; reads members, subscriptions and topics,
 -- writes the targets of claims (and makes the claims of new partitions, and deletes those of deleted topics).
--- Sticks to the targets there are, then to the owners.
+-- Sticks to the targets there are, then to the owners. Locks claims FOR NO KEY UPDATE, so it passes by commits
+-- under way, which hold them FOR KEY SHARE; whoever takes or gives up a claim locks it FOR UPDATE.
 create or replace function assign_group("group" int4) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
@@ -274,7 +275,7 @@ begin
           left join assign_partitions(coalesce(assignor, 'uniform'), members, subscribers, subscribed, topics, counts, held_topics, held_partitions, held_by) p
             on p.topic_id = l.topic_id and p.partition = l.partition
           where l.group_id = head.group_id and l.target is distinct from p.member_no
-          order by l.topic_id, l.partition for update of l) a
+          order by l.topic_id, l.partition for no key update of l) a
     where c.group_id = head.group_id and c.topic_id = a.topic_id and c.partition = a.partition;
 
     update log_group g set assigned_epoch = g.group_epoch, catalog = mark where g.group_id = head.group_id;

@@ -54,7 +54,7 @@ begin atomic
 end;
 
 -- Commits offsets (of the next records to be read): all or none.
--- By a member: locks its claims FOR SHARE, ascending, to the end of the transaction; each has to be owned
+-- By a member: locks its claims FOR KEY SHARE, ascending, to the end of the transaction; each has to be owned
 -- under the epoch given. Without a member: for a group that nobody has joined (it is made if need be), locks
 -- the group's row FOR SHARE. leader_epochs and metadata may be null. Returns nothing. LS022: not a member any
 -- more, not the owner, a stale epoch, or (without a member) a group with members; details say which. LS021,
@@ -94,7 +94,7 @@ begin
         end if;
         perform from unnest(topic_ids, partitions) w (topic_id, partition)
         join group_claim c on c.group_id = id and c.topic_id = w.topic_id and c.partition = w.partition
-        order by c.topic_id, c.partition for share of c;
+        order by c.topic_id, c.partition for key share of c;
         select w.topic_id, w.partition, w.claim_epoch, c.claim_epoch as current_epoch, c.owner into wrong
         from unnest(topic_ids, partitions, claim_epochs) w (topic_id, partition, claim_epoch)
         left join group_claim c on c.group_id = id and c.topic_id = w.topic_id and c.partition = w.partition

@@ -71,7 +71,7 @@ begin
         select g.name, t.name, w.partition, o.committed_offset, h.log_start, h.high_watermark,
                case when o.committed_offset is not null then h.high_watermark - greatest(o.committed_offset, h.log_start) end,
                case when o.committed_offset >= h.high_watermark then 0
-                    else greatest(0, extract(epoch from clock_timestamp()) - s.timestamp / 1000.0)::float8 end,
+                    when s.timestamp is not null then greatest(0, extract(epoch from clock_timestamp()) - s.timestamp / 1000.0) end::float8,
                o.committed_at, o.metadata, m.member_id, m.instance_id, m.client_id, c.claim_epoch, o.leader_epoch, w.topic_id
         from unnest(group_ids, ids, numbers) with ordinality w (group_id, topic_id, partition, idx)
         join log_group g on g.group_id = w.group_id
