@@ -2,8 +2,9 @@
 
 ``server`` is the one that ``--postgres`` chooses: ``embedded`` (default), ``dsn`` (the server that
 LOGSTORE_TEST_DSN names; default when it is set) or ``docker`` (an image, LOGSTORE_TEST_IMAGE, run by
-testcontainers).  ``database`` is a fresh database with the schema in it.  A test marked ``every_server``
-gets one on each kind of server that is there.
+testcontainers).  ``database`` is a fresh database with the schema in it.  A test in
+``conformance``, or one marked ``every_server``, gets one on each kind of server that is there, unless it is
+marked ``one_server``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.support.pgbouncer import pgbouncer
 from tests.support.servers import Server
 
 POSTGRES15 = Path("/usr/lib/postgresql/15/bin")
+CONFORMANCE = Path(__file__).parent / "conformance"
 KINDS = ("postgres", "postgres15", "pgbouncer")
 
 
@@ -32,7 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "database" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_server"):
+    if "database" not in metafunc.fixturenames or metafunc.config.getoption("--postgres") != "embedded":
+        return
+    marked = metafunc.definition.get_closest_marker
+    if marked("every_server") or (
+        CONFORMANCE in metafunc.definition.path.parents and not marked("one_server")
+    ):
         metafunc.parametrize("database", KINDS, indirect=True)
 
 

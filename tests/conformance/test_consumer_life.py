@@ -61,6 +61,7 @@ def kill(appender: Appender, name: str) -> None:
 # -- waiting
 
 
+@pytest.mark.one_server  # nothing can be listened to behind a pooler
 @pytest.mark.parametrize("wakeup", ["auto", "notify", "poll"])
 def test_what_is_appended_while_it_waits_is_read(
     colour: Colour, database: str, appender: Appender, wakeup: str
@@ -83,7 +84,8 @@ def test_wake_up_that_was_lost_costs_one_look(colour: Colour, database: str, app
     assert [r.value for r in read(consumer, 1)] == [b"unannounced"]
 
 
-def test_behind_a_pooler(colour: Colour, pgbouncer_dsn: str) -> None:
+@pytest.mark.one_server
+def test_behind_a_pooler(pgbouncer_dsn: str, colour: Colour) -> None:
     with Appender(pgbouncer_dsn) as appender:
         appender.create("t", 2)
         consumer = colour.consumer("t", dsn=pgbouncer_dsn)
@@ -95,6 +97,7 @@ def test_behind_a_pooler(colour: Colour, pgbouncer_dsn: str) -> None:
             colour.consumer("t", dsn=pgbouncer_dsn, wakeup="notify")
 
 
+@pytest.mark.one_server  # counts the queries of the only connection to the database
 def test_idle_consumer_makes_less_than_one_query_a_second(
     colour: Colour, database: str, appender: Appender
 ) -> None:
