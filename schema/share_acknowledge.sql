@@ -20,8 +20,8 @@ begin atomic
     and w.last_offset >= share_split."offset";
 end;
 
--- Locks the rows that hold the records, as far as nobody else has them (then they are not member's any more), and, for dead letters, partitions of the dead-letter
--- topic in ascending order; works under the group's advisory lock, shared. Reads and writes the records' state. Each range of offsets, both ends included, is to
+-- Locks the rows that hold the records, as long as they are member's: only another acknowledgement by the same member can be in the way, and is waited for. For
+-- dead letters it then takes partitions of the dead-letter topic in ascending order. Works under the group's advisory lock, shared. Reads and writes the records' state. Each range of offsets, both ends included, is to
 -- be member's, with locks that have not run out. types: 1 accept, 2 release, 3 reject, 4 renew (the lock lasts from now on), 5 return: release as if it had never
 -- been delivered. delays_ms: for release, overrides share.retry.backoff.ms. reasons: for dead letters. A release at the delivery limit is a dead letter.
 -- With strict, all or nothing: LS027 names the first record that is not member's. Else what can be done is done, and what was refused is returned:
@@ -74,24 +74,27 @@ begin
     select array_agg(w.n) into settled from whole w;
 
     for ack in
-        select u.n::int4 as idx, u.topic_id, u.partition, u.lo, u.hi, u.type, greatest(u.delay_ms, 0) as delay_ms, u.reason
+        select u.n::int4 as idx, u.topic_id, u.partition, u.lo, u.hi, u.type, case when u.delay_ms is not null then greatest(u.delay_ms, 0) end as delay_ms, u.reason
         from unnest(topic_ids, partitions, first_offsets, last_offsets, types, delays_ms, reasons)
              with ordinality u (topic_id, partition, lo, hi, type, delay_ms, reason, n)
         where settled is null or u.n <> all (settled)
         order by u.topic_id, u.partition, u.lo, u.n
     loop
-        select range_agg(int8range(h.first_offset, h.last_offset, '[]')) * int8multirange(int8range(ack.lo, ack.hi, '[]')) into held
-        from (select f.first_offset, f.last_offset from share_flight f
-              where f.group_id = g.group_id and f.topic_id = ack.topic_id and f.partition = ack.partition
-              and f.first_offset <= ack.hi
-              and f.first_offset >= coalesce((select b.first_offset from share_flight b
-                  where b.group_id = g.group_id and b.topic_id = ack.topic_id and b.partition = ack.partition and b.first_offset <= ack.lo
-                  and b.first_offset >= (share_window_of(g.group_id, ack.topic_id, ack.partition)).start_offset
-                  order by b.first_offset desc limit 1), ack.lo)
-              and f.member = acknowledge.member and f.due_at > moment
-              order by f.first_offset for update skip locked) h
-        where h.last_offset >= ack.lo;
-        held := coalesce(held, '{}');
+        -- Again if need be: an acknowledgement that we had to wait for may have split the row that we saw.
+        for attempt in 1 .. 2 loop
+            select range_agg(int8range(h.first_offset, h.last_offset, '[]')) * int8multirange(int8range(ack.lo, ack.hi, '[]')) into held
+            from (select f.first_offset, f.last_offset from share_flight f
+                  where f.group_id = g.group_id and f.topic_id = ack.topic_id and f.partition = ack.partition
+                  and f.first_offset <= ack.hi
+                  and f.first_offset >= coalesce((select b.first_offset from share_flight b
+                      where b.group_id = g.group_id and b.topic_id = ack.topic_id and b.partition = ack.partition and b.first_offset <= ack.lo
+                      order by b.first_offset desc limit 1), ack.lo)
+                  and f.member = acknowledge.member and f.due_at > moment
+                  order by f.first_offset for update) h
+            where h.last_offset >= ack.lo;
+            held := coalesce(held, '{}');
+            exit when held @> int8range(ack.lo, ack.hi, '[]');
+        end loop;
         refused := int8multirange(int8range(ack.lo, ack.hi, '[]')) - held;
         if not isempty(refused) then
             if strict then
@@ -175,7 +178,7 @@ begin
         when topic is null then 'the topic does not exist any more'
         when not found then 'it is finished, or was never acquired'
         when held.member = share_refuse.member and held.due_at <= clock_timestamp() then 'its lock ran out'
-        when held.member = share_refuse.member then 'another acknowledgement of it is under way'
+        when held.member = share_refuse.member then 'it was acknowledged at the same time'
         when held.member is null then 'it is available again'
         else 'another member has it' end;
     perform raise_error('LS027', format('record %s of partition %s of topic %s is not acquired by this member: %s', "offset", "partition", to_json(topic), reason),

@@ -74,77 +74,85 @@ declare
     gone int8[] := '{}';
     cut int8;
 begin
-    -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever moves
-    -- a record between these does it in one commit.
-    if coalesce(g.key_ordered, false) then
-        open ready for
-            with live as materialized (
-                select f.first_offset, f.key_hash from share_flight f
+    loop
+        -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever moves
+        -- a record between these does it in one commit.
+        if coalesce(g.key_ordered, false) then
+            open ready for
+                with live as materialized (
+                    select f.first_offset, f.key_hash from share_flight f
+                    where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
+                    and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset),
+                heads as materialized (select l.key_hash, min(l.first_offset) as first_offset from live l where l.key_hash is not null group by l.key_hash)
+                select f.* from share_flight f
                 where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
-                and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset),
-            heads as materialized (select l.key_hash, min(l.first_offset) as first_offset from live l where l.key_hash is not null group by l.key_hash)
-            select f.* from share_flight f
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
-            and f.first_offset >= (select min(l.first_offset) from live l)
-            and (f.member is null or f.due_at <= share_take.at)
-            and (f.key_hash is null or f.first_offset in (select h.first_offset from heads h))
-            and not exists (select from share_delay d where d.group_id = g.group_id and d.topic_id = share_take.topic_id and d.partition = share_take.partition
-                            and d.key_hash = f.key_hash and d.first_offset < f.first_offset)
-            order by f.first_offset for update of f skip locked;
-    else
-        open ready for
-            select f.* from share_flight f
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
-            and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset
-            and (f.member is null or f.due_at <= share_take.at)
-            order by f.first_offset for update skip locked;
-    end if;
-    while budget > 0 loop
-        fetch ready into one;
-        exit when not found;
-        if one.last_offset < log_start then
-            gone := gone || one.first_offset;
-            continue;
-        elsif one.first_offset < log_start then
-            update share_flight f set first_offset = share_take.log_start
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = one.first_offset;
-            one.first_offset := log_start;
-        end if;
-        first_offset := one.first_offset;
-        delivery_count := one.delivery_count;
-        expired := one.member is not null;
-        spent := one.delivery_count >= g.delivery_limit;
-        if spent then
-            gone := gone || one.first_offset;
-            last_offset := one.last_offset;
+                and f.first_offset >= (select min(l.first_offset) from live l)
+                and (f.member is null or f.due_at <= share_take.at)
+                and (f.key_hash is null or f.first_offset in (select h.first_offset from heads h))
+                and not exists (select from share_delay d where d.group_id = g.group_id and d.topic_id = share_take.topic_id and d.partition = share_take.partition
+                                and d.key_hash = f.key_hash and d.first_offset < f.first_offset)
+                order by f.first_offset for update of f skip locked;
         else
-            last_offset := least(one.last_offset, one.first_offset + budget - 1);
-            budget := budget - (last_offset - first_offset + 1);
-            delivery_count := delivery_count + 1;
-            firsts := firsts || first_offset;
-            lasts := lasts || last_offset;
-            cut := case when last_offset < one.last_offset then one.last_offset end;
+            open ready for
+                select f.* from share_flight f
+                where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
+                and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset
+                and (f.member is null or f.due_at <= share_take.at)
+                order by f.first_offset for update skip locked;
         end if;
-        return next;
+        while budget > 0 loop
+            fetch ready into one;
+            exit when not found;
+            if one.last_offset < log_start then
+                gone := gone || one.first_offset;
+                continue;
+            elsif one.first_offset < log_start then
+                update share_flight f set first_offset = share_take.log_start
+                where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = one.first_offset;
+                one.first_offset := log_start;
+            end if;
+            first_offset := one.first_offset;
+            delivery_count := one.delivery_count;
+            expired := one.member is not null;
+            spent := one.delivery_count >= g.delivery_limit;
+            if spent then
+                gone := gone || one.first_offset;
+                last_offset := one.last_offset;
+            else
+                last_offset := least(one.last_offset, one.first_offset + budget - 1);
+                budget := budget - (last_offset - first_offset + 1);
+                delivery_count := delivery_count + 1;
+                firsts := firsts || first_offset;
+                lasts := lasts || last_offset;
+                cut := case when last_offset < one.last_offset then one.last_offset end;
+            end if;
+            return next;
+        end loop;
+        close ready;
+        if gone <> '{}' then
+            delete from share_flight f
+            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = any (gone);
+        end if;
+        if cut is not null then
+            insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
+            select f.group_id, f.topic_id, f.partition, lasts[cardinality(lasts)] + 1, cut, f.due_at, f.key_hash, f.delivery_count, null
+            from share_flight f
+            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = firsts[cardinality(firsts)];
+        end if;
+        if firsts <> '{}' then
+            update share_flight f
+            set member = share_take.member, delivery_count = f.delivery_count + 1, last_offset = t.last_offset,
+                due_at = share_take.at + g.record_lock_ms * interval '1 millisecond'
+            from unnest(firsts, lasts) t (first_offset, last_offset)
+            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = t.first_offset;
+        end if;
+        -- Behind a record that is gone another one of its key may be ready.
+        exit when budget <= 0 or gone = '{}' or not coalesce(g.key_ordered, false);
+        firsts := '{}';
+        lasts := '{}';
+        gone := '{}';
+        cut := null;
     end loop;
-    close ready;
-    if gone <> '{}' then
-        delete from share_flight f
-        where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = any (gone);
-    end if;
-    if cut is not null then
-        insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
-        select f.group_id, f.topic_id, f.partition, lasts[cardinality(lasts)] + 1, cut, f.due_at, f.key_hash, f.delivery_count, null
-        from share_flight f
-        where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = firsts[cardinality(firsts)];
-    end if;
-    if firsts <> '{}' then
-        update share_flight f
-        set member = share_take.member, delivery_count = f.delivery_count + 1, last_offset = t.last_offset,
-            due_at = share_take.at + g.record_lock_ms * interval '1 millisecond'
-        from unnest(firsts, lasts) t (first_offset, last_offset)
-        where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = t.first_offset;
-    end if;
 end
 $$;
 
@@ -177,17 +185,23 @@ declare
     lowest int8;
 begin
     with due as (
-        select d.first_offset from share_delay d
-        where d.group_id = g.group_id and d.topic_id = share_resume.topic_id and d.partition = share_resume.partition and d.due_at <= share_resume.at
-        order by d.due_at, d.first_offset limit greatest(room, 0)
+        select d.first_offset, d.last_offset,
+               room - sum(d.last_offset - d.first_offset + 1) over (order by d.due_at, d.first_offset) + d.last_offset - d.first_offset + 1 as fit
+        from (select * from share_delay d
+              where d.group_id = g.group_id and d.topic_id = share_resume.topic_id and d.partition = share_resume.partition and d.due_at <= share_resume.at
+              order by d.due_at, d.first_offset limit greatest(room, 0)) d
     ), taken as (
         delete from share_delay d using due
         where d.group_id = g.group_id and d.topic_id = share_resume.topic_id and d.partition = share_resume.partition and d.first_offset = due.first_offset
-        returning d.*
+        and due.fit > 0
+        returning d.*, least(d.last_offset, d.first_offset + due.fit - 1) as upto
+    ), put_back as (
+        insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count)
+        select t.group_id, t.topic_id, t.partition, t.upto + 1, t.last_offset, t.due_at, t.key_hash, t.delivery_count from taken t where t.upto < t.last_offset
     ), put as (
         insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
-        select t.group_id, t.topic_id, t.partition, t.first_offset, t.last_offset, t.due_at, t.key_hash, t.delivery_count, null
-        from taken t where t.last_offset >= share_resume.log_start
+        select t.group_id, t.topic_id, t.partition, t.first_offset, t.upto, t.due_at, t.key_hash, t.delivery_count, null
+        from taken t where t.upto >= share_resume.log_start
         returning first_offset
     )
     select min(p.first_offset) into lowest from put p;
