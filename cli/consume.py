@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from logstore.cli import display
 from logstore.cli.arguments import property_option, topic_argument
-from logstore.cli.clients import open_consumer
+from logstore.cli.clients import POLL_MS, open_consumer, polls
 from logstore.cli.extent import all_partitions, chosen
+from logstore.cli.failures import told_when_interrupted
 from logstore.cli.output import counted, note
 from logstore.cli.root import Command, connection_options
 from logstore.cli.timespec import TIME
-from logstore.records import LOG_APPEND_TIME, TopicPartition
+from logstore.errors import OffsetOutOfRangeError
+from logstore.records import LOG_APPEND_TIME, ConsumerRecord, TopicPartition
 
 if TYPE_CHECKING:
     from logstore import Consumer
 
 __all__ = ["consume"]
-
-POLL_MS: Final = 500
-"""How long one poll waits; Ctrl-C does not wait for it."""
 
 
 def _shown_fields(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -109,14 +108,17 @@ def consume(
     if follow and until is not None:
         raise click.UsageError("--follow has no end: leave out --until.", context)
     formatter = _formatter(form, template, show, context)
-    with open_consumer(**{"auto_offset_reset": "earliest", **client_properties}) as consumer:
-        reader = _Reader(consumer, topic, partitions)
-        reader.start(from_beginning, offset, since, follow)
-        try:
-            reader.run(formatter, max_messages, since, until, follow)
-        except KeyboardInterrupt:
-            note(f"stopped: {counted(reader.printed, 'record')} of {topic}")
-            raise
+    with open_consumer(
+        **{"auto_offset_reset": "earliest", "max_poll_records": 5000, **client_properties}
+    ) as consumer:
+        reader = _Reader(consumer, chosen(all_partitions(consumer, topic), [topic], partitions), follow)
+        if from_beginning:
+            consumer.seek_to_beginning()
+        elif offset is not None:
+            reader.start_at(offset)
+        reader.only(since, until)
+        with told_when_interrupted(lambda: note(f"stopped: {counted(reader.printed, 'record')} of {topic}")):
+            reader.run(formatter, max_messages)
 
 
 def _formatter(
@@ -138,79 +140,83 @@ def _formatter(
 class _Reader:
     """Some partitions of one topic, from a start to an end."""
 
-    def __init__(self, consumer: Consumer, topic: str, partitions: Sequence[int]) -> None:
+    def __init__(self, consumer: Consumer, partitions: list[TopicPartition], follow: bool) -> None:
         self._consumer = consumer
+        self._all = partitions
+        self._open = set(partitions)
+        self._follow = follow
+        self._since: int | None = None
+        self._until: int | None = None
         self.printed = 0
-        self._all = chosen(all_partitions(consumer, topic), [topic], partitions)
-        consumer.assign(self._all)
-
-    def start(self, from_beginning: bool, offset: int | None, since: int | None, follow: bool) -> None:
-        """Seeks, and remembers the end of the log: a reader that does not follow reads no further."""
-        consumer, everything = self._consumer, self._all
-        self._ends = consumer.end_offsets(everything)
-        if since is not None:
-            found = consumer.offsets_for_times(dict.fromkeys(everything, since))
-            for tp in everything:
-                at = found.get(tp)
-                consumer.seek(tp, at.offset if at is not None else self._ends[tp])
-        elif offset is not None:
-            starts = consumer.beginning_offsets(everything)
-            for tp in everything:
-                consumer.seek(tp, _chosen(tp, offset, starts[tp], self._ends[tp]))
-        elif follow and not from_beginning:
-            for tp in everything:
-                consumer.seek(tp, self._ends[tp])
+        # A reader that does not follow reads no further than the log reached when it began.
+        self._ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        if follow:
+            for tp, end in self._ends.items():
+                consumer.seek(tp, end)
         else:
-            consumer.seek_to_beginning(*everything)
+            consumer.seek_to_beginning()
 
-    def run(
-        self,
-        formatter: display.Formatter,
-        limit: int | None,
-        since: int | None,
-        until: int | None,
-        follow: bool,
-    ) -> None:
-        consumer = self._consumer
+    def start_at(self, offset: int) -> None:
+        starts = self._consumer.beginning_offsets(self._all)
+        for tp in self._all:
+            self._consumer.seek(tp, _start(tp, offset, starts[tp], self._ends[tp]))
+
+    def only(self, since: int | None, until: int | None) -> None:
+        """Only records with a time stamp in the span; starts at the first of them."""
+        self._since, self._until = since, until
+        if since is not None:
+            found = self._consumer.offsets_for_times(dict.fromkeys(self._all, since))
+            for tp in self._all:
+                at = found.get(tp)
+                self._consumer.seek(tp, self._ends[tp] if at is None else at.offset)
+
+    def run(self, formatter: display.Formatter, limit: int | None) -> None:
+        """Prints until the end, ``limit`` records, or for ever."""
         out = sys.stdout.buffer
-        open_partitions = set(self._all)
-        while follow or open_partitions:
-            if not follow:
-                self._close_finished(open_partitions)
-                if not open_partitions:
-                    break
-            for tp, records in consumer.poll(timeout_ms=POLL_MS).items():
-                if tp not in open_partitions:
+        polled = self._polls_for_ever() if self._follow else polls(self._consumer)
+        while self._follow or self._more_to_read():
+            for tp, records in next(polled).items():
+                if tp not in self._open:
                     continue
-                for record in records:
-                    if not follow and record.offset >= self._ends[tp]:
-                        break
-                    if until is not None and record.timestamp >= until:
-                        # A producer's own time stamps may go back and forth; the server's only go on.
-                        if record.timestamp_type == LOG_APPEND_TIME:
-                            self._ends[tp] = record.offset
-                            break
-                        continue
-                    if since is not None and record.timestamp < since:
-                        continue
-                    out.write(formatter(record))
-                    self.printed += 1
-                    if self.printed == limit:
-                        out.flush()
-                        return
+                records = self._wanted(tp, records)
+                if limit is not None:
+                    records = records[: limit - self.printed]
+                out.write(b"".join(map(formatter, records)))
+                self.printed += len(records)
             out.flush()
+            if self.printed == limit:
+                return
 
-    def _close_finished(self, open_partitions: set[TopicPartition]) -> None:
-        for tp in list(open_partitions):
+    def _polls_for_ever(self) -> Iterator[dict[TopicPartition, list[ConsumerRecord]]]:
+        while True:
+            yield self._consumer.poll(timeout_ms=POLL_MS)
+
+    def _more_to_read(self) -> bool:
+        for tp in list(self._open):
             if self._consumer.position(tp) >= self._ends[tp]:
-                open_partitions.discard(tp)
+                self._open.discard(tp)
                 self._consumer.pause(tp)
+        return bool(self._open)
+
+    def _wanted(self, tp: TopicPartition, records: list[ConsumerRecord]) -> list[ConsumerRecord]:
+        """Those before the end, with a time stamp in the span."""
+        if not self._follow and records[-1].offset >= self._ends[tp]:
+            records = [record for record in records if record.offset < self._ends[tp]]
+        if self._since is not None:
+            records = [record for record in records if record.timestamp >= self._since]
+        if self._until is not None:
+            late = next((record for record in records if record.timestamp >= self._until), None)
+            if late is not None and late.timestamp_type == LOG_APPEND_TIME:
+                # The server's time stamps never go back: nothing that follows can be in the span.  A
+                # producer's own may, so that there everything has to be looked at.
+                self._ends[tp] = min(self._ends[tp], late.offset)
+            records = [record for record in records if record.timestamp < self._until]
+        return records
 
 
-def _chosen(tp: TopicPartition, offset: int, start: int, end: int) -> int:
+def _start(tp: TopicPartition, offset: int, start: int, end: int) -> int:
     """The offset to start at; a negative one counts from the end and stops at the start."""
-    from logstore.errors import OffsetOutOfRangeError
-
     if offset < 0:
         return max(start, end + offset)
     if not start <= offset <= end:

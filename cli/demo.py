@@ -14,7 +14,7 @@ import click
 
 from logstore.cli.access_log import Request, requests
 from logstore.cli.checks import LINE, Check, compare, line_of
-from logstore.cli.clients import open_admin, open_consumer, open_producer
+from logstore.cli.clients import open_admin, open_consumer, open_producer, polls
 from logstore.cli.endtoend import measure
 from logstore.cli.extent import Extent, extents, partitions_of
 from logstore.cli.failures import CheckFailed, Refused
@@ -79,6 +79,7 @@ def demo(topic: str) -> None:
     """
     tell = Teller(quiet=settings().output == "json")
     run = Run(topic, list(requests()), embedded=not (settings().dsn or os.environ.get("LOGSTORE_DSN")))
+    tell.opening(run)
     with open_admin() as admin:
         _fresh_topic(admin, topic)
         assert admin.dsn is not None
@@ -167,11 +168,9 @@ def _consume(run: Run, tell: Teller) -> None:
         began = last = clock()
         consumer.assign(everything)
         consumer.seek_to_beginning(*everything)
-        patience = 0
-        while count < end and patience < 10:
-            polled = consumer.poll(timeout_ms=1000)
-            patience = 0 if polled else patience + 1
-            for tp, records in polled.items():
+        polled = polls(consumer)
+        while count < end:
+            for tp, records in next(polled).items():
                 received.setdefault(tp, []).extend(records)
                 count += len(records)
             last = clock()

@@ -39,6 +39,7 @@ FIELDS: Final = ("timestamp", "partition", "offset", "key", "headers", "topic")
 _UNSAFE = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+_ENCODE: Final = json.JSONEncoder(ensure_ascii=False).encode
 _NAMED: Final = {"\n": "\\n", "\r": "\\r"}
 
 
@@ -105,7 +106,7 @@ def json_formatter(record: ConsumerRecord) -> bytes:
         if text is None and data is not None:
             document[f"{name}_base64"] = base64.b64encode(data).decode()
     document["headers"] = [[name, _header_value(value)] for name, value in record.headers]
-    return json.dumps(document, ensure_ascii=False).encode("utf-8") + b"\n"
+    return _ENCODE(document).encode("utf-8") + b"\n"
 
 
 def _as_text(data: bytes | None) -> str | None:

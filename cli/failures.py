@@ -19,19 +19,29 @@ code  meaning
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
-__all__ = ["CheckFailed", "InputError", "Refused", "Terminated", "exit_code", "guarded", "redact"]
+__all__ = [
+    "CheckFailed",
+    "InputError",
+    "Refused",
+    "Terminated",
+    "exit_code",
+    "guarded",
+    "redact",
+    "told_when_interrupted",
+]
 
 OK: Final = 0
 FAILED: Final = 1
@@ -94,10 +104,22 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, so that what was done is reported."""
 
 
+class Told(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, and the command has said how far it came."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
 def exit_code(error: BaseException) -> int:
     """The code for an error, by its class and flags."""
     if isinstance(error, click.ClickException):
         return error.exit_code
+    if isinstance(error, Told):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     for cls in type(error).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__]
@@ -107,6 +129,7 @@ def exit_code(error: BaseException) -> int:
 def guarded(root: click.Group, argv: Sequence[str]) -> int:
     """Runs a command line; no exception leaves it.  Returns the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    _show_warnings()
     debug = "--debug" in argv
     try:
         if (answer := _complete(root)) is not None:
@@ -126,10 +149,12 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
         return BROKEN_PIPE
     except click.Abort:
         return _report("not confirmed: nothing was changed", FAILED)
-    except Terminated:
-        return _interrupted(TERMINATED)
-    except KeyboardInterrupt:
-        return _interrupted(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError, KeyboardInterrupt):
+            sys.stdout.flush()
+            if not isinstance(error, Told):
+                click.echo("stopped", err=True)
+        return exit_code(error)
     except Exception as error:
         if debug:
             click.echo(redact("".join(traceback.format_exception(error)), argv).rstrip(), err=True)
@@ -137,14 +162,25 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
     return OK
 
 
+@contextlib.contextmanager
+def told_when_interrupted(tell: Callable[[], object]) -> Iterator[None]:
+    """Calls ``tell`` when Ctrl-C or SIGTERM ends what is done inside, to say how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        tell()
+        raise Told(exit_code(error)) from error
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _interrupted(code: int) -> int:
-    with contextlib.suppress(OSError, KeyboardInterrupt):
-        sys.stdout.flush()
-    return code
+def _show_warnings() -> None:
+    """What the clients log as warnings, one line each, beside the errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("logstore").handlers[:] = [handler]
 
 
 def _report(message: str, code: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from logstore.cli.failures import InputError
 from logstore.cli.timespec import parse_time_ms
 
-__all__ = ["Line", "json_parser", "line_parser"]
+__all__ = ["Line", "Parser", "json_parser", "line_parser"]
 
 Headers = list[tuple[str, bytes | None]]
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logstore.cli.arguments import ACKS, complete_topic, property_option
-from logstore.cli.clients import open_admin, open_consumer, open_producer
+from logstore.cli.clients import open_admin, open_consumer, open_producer, polls
 from logstore.cli.endtoend import measure
 from logstore.cli.extent import all_partitions
-from logstore.cli.failures import CheckFailed
+from logstore.cli.failures import CheckFailed, told_when_interrupted
 from logstore.cli.latency import Latency, summarize
 from logstore.cli.load import Payloads, paced
-from logstore.cli.output import human_count, print_json, progress_bar
+from logstore.cli.output import counted, human_count, note, print_json, progress_bar
 from logstore.cli.root import Group, connection_options, output_option, settings
 
 if TYPE_CHECKING:
@@ -316,13 +316,14 @@ def _produce(
         producer.partitions_for(topic)
         send = _bulk if bulk else partial(_one_by_one, rate=rate)
         began = clock()
-        for done, due, future in send(producer, topic, payloads, records):
-            future.add_callback(answered, due).add_errback(lost.append)
-            if done % SEEN == 0:
-                seen(done)
-                if lost:
-                    break
-        producer.flush()
+        with told_when_interrupted(lambda: note(f"stopped: {_sent(producer)}")):
+            for done, due, future in send(producer, topic, payloads, records):
+                future.add_callback(answered, due).add_errback(lost.append)
+                if done % SEEN == 0:
+                    seen(done)
+                    if lost:
+                        break
+            producer.flush()
         seconds = clock() - began
         seen(records)
     if lost:
@@ -330,6 +331,10 @@ def _produce(
     if failures := producer.metrics()["record-error-total"]:
         raise CheckFailed(f"{failures:,.0f} of {records:,} records were not delivered.")
     return records, seconds, latencies
+
+
+def _sent(producer: Producer) -> str:
+    return f"{counted(int(producer.metrics()['record-send-total']), 'record')} acknowledged"
 
 
 def _one_by_one(
@@ -370,17 +375,19 @@ def _consume(topic: str, records: int, options: dict[str, Any]) -> tuple[int, in
             began = last = clock()
             consumer.assign(everything)
             consumer.seek_to_beginning()
-            while got < wanted:
-                asked = clock()
-                polled = consumer.poll(timeout_ms=1000)
-                if not polled:
-                    continue
-                last = clock()
-                latencies.append(last - asked)
-                for batch in polled.values():
-                    got += len(batch)
-                    size += sum(len(record.value or b"") + len(record.key or b"") for record in batch)
-                seen(min(got, wanted))
+            polled = polls(consumer)
+            with told_when_interrupted(lambda: note(f"stopped: {counted(got, 'record')} read")):
+                while got < wanted:
+                    asked = clock()
+                    batches = next(polled).values()
+                    if not batches:
+                        continue
+                    last = clock()
+                    latencies.append(last - asked)
+                    for batch in batches:
+                        got += len(batch)
+                        size += sum(len(record.value or b"") + len(record.key or b"") for record in batch)
+                    seen(min(got, wanted))
     return got, size, last - began, latencies
 
 

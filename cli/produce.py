@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from typing import IO, TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, Final
 
 import click
 
 from logstore.cli.arguments import ACKS, property_option, topic_argument
 from logstore.cli.clients import open_producer
-from logstore.cli.lines import Line, Parser, json_parser, line_parser
-from logstore.cli.output import counted, human_bytes, human_count, note, print_json
+from logstore.cli.failures import told_when_interrupted
+from logstore.cli.feed import Feed, chunks
+from logstore.cli.lines import Line, json_parser, line_parser
+from logstore.cli.output import counted, human_count, note, print_json, progress_bar
 from logstore.cli.root import Command, connection_options, output_option, settings
-from logstore.errors import LogstoreError
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from logstore import Producer, SendFuture
 
 __all__ = ["produce"]
 
@@ -152,137 +146,54 @@ def produce(
     options: dict[str, Any] = {"acks": acks if acks == "all" else int(acks), **client_properties}
     if linger_ms is not None:
         options["linger_ms"] = linger_ms
-    defaults = Line(None, key, headers or None, partition)
-    with open_producer(**options) as producer:
-        run = _Run(producer, topic)
+    with open_producer(**options) as producer, _watched(source, progress) as seen:
+        # A topic that does not exist is told before anything is read.
+        producer.partitions_for(topic)
+        feed = Feed(producer, topic, parse, Line(None, key, headers or None, partition))
+
+        def tell() -> None:
+            feed.give_up(DRAIN_SECONDS)
+            _report(feed, topic, complete=False)
+
         try:
-            with _progress(source, progress) as lines:
-                for number, line in enumerate(lines, 1):
-                    run.send(_completed(parse, line, number, defaults), number)
-            run.finish(None)
-        except BaseException:
-            # Whatever ends it, say how far it came; the error itself is told by whoever catches it.
-            run.finish(DRAIN_SECONDS)
-            run.report(complete=False)
+            with told_when_interrupted(tell):
+                for lines in chunks(source, seen):
+                    feed.send(lines)
+                feed.finish()
+        except Exception:
+            tell()
             raise
-        run.report(complete=True)
+    _report(feed, topic, complete=True)
 
 
-def _completed(parse: Parser, line: bytes, number: int, defaults: Line) -> Line:
-    record = parse(line[:-1] if line.endswith(b"\n") else line, number)
-    return Line(
-        record.value,
-        defaults.key if record.key is None else record.key,
-        [*(defaults.headers or ()), *record.headers] if record.headers else defaults.headers,
-        defaults.partition if record.partition is None else record.partition,
-        record.timestamp_ms,
-    )
+def _report(feed: Feed, topic: str, *, complete: bool) -> None:
+    if settings().output == "json":
+        print_json(feed.document(complete=complete))
+        return
+    records = counted(feed.acknowledged, "record")
+    if not complete:
+        lost = f", {human_count(feed.unknown)} not acknowledged" if feed.unknown else ""
+        note(f"stopped: {records} acknowledged by {topic}{lost}")
+        return
+    seconds = feed.seconds()
+    rate = ""
+    if feed.acknowledged >= 1000 and seconds > 0:
+        rate = f": {human_count(feed.acknowledged / seconds)} rec/s, {feed.bytes / seconds / 1e6:,.1f} MB/s"
+    note(f"{records} to {topic} in {seconds:.2f} s{rate}")
 
 
-class _Run:
-    """Records on their way and what became of them; raises the first failure."""
-
-    def __init__(self, producer: Producer, topic: str) -> None:
-        self._producer = producer
-        self._topic = topic
-        self._waiting: deque[tuple[int, int, SendFuture]] = deque()
-        self._began = time.perf_counter()
-        self._partitions: dict[int, list[int]] = {}
-        self.acknowledged = 0
-        self.bytes = 0
-        self.unknown = 0
-
-    def send(self, record: Line, number: int) -> None:
-        if not self.acknowledged and not self._waiting:
-            self._began = time.perf_counter()
-        try:
-            future = self._producer.send(
-                self._topic,
-                value=record.value,
-                key=record.key,
-                headers=record.headers,
-                partition=record.partition,
-                timestamp_ms=record.timestamp_ms,
-            )
-        except LogstoreError as error:
-            raise _of_line(error, number) from error
-        self._waiting.append((number, len(record.value or b"") + len(record.key or b""), future))
-        self._settle()
-
-    def _settle(self) -> None:
-        """Counts what has been answered, from the oldest on."""
-        while self._waiting and self._waiting[0][2].done():
-            number, size, future = self._waiting.popleft()
-            metadata = future.outcome()
-            if isinstance(metadata, LogstoreError):
-                raise _of_line(metadata, number)
-            self.acknowledged += 1
-            self.bytes += size
-            seen = self._partitions.setdefault(metadata.partition, [0, metadata.offset, metadata.offset])
-            seen[0] += 1
-            seen[2] = metadata.offset
-
-    def finish(self, timeout_s: float | None) -> None:
-        """Waits for every answer.  With a time, gives up after it and raises nothing."""
-        if timeout_s is None:
-            self._producer.flush()
-            self._settle()
-            return
-        with suppress(Exception):
-            self._producer.flush(timeout_s)
-        for _, size, future in self._waiting:
-            if future.succeeded():
-                self.acknowledged += 1
-                self.bytes += size
-            else:
-                self.unknown += 1
-        self._waiting.clear()
-
-    def report(self, *, complete: bool) -> None:
-        seconds = time.perf_counter() - self._began
-        if settings().output == "json":
-            print_json(self._document(seconds, complete))
-            return
-        records = counted(self.acknowledged, "record")
-        rate = ""
-        if self.acknowledged >= 1000 and seconds > 0:
-            rate = (
-                f": {human_count(self.acknowledged / seconds)} rec/s, {human_bytes(self.bytes / seconds)}/s"
-            )
-        if complete:
-            note(f"{records} to {self._topic} in {seconds:.2f} s{rate}")
-        else:
-            lost = f", {human_count(self.unknown)} not acknowledged" if self.unknown else ""
-            note(f"stopped: {records} acknowledged by {self._topic}{lost}")
-
-    def _document(self, seconds: float, complete: bool) -> Mapping[str, Any]:
-        return {
-            "topic": self._topic,
-            "complete": complete,
-            "records": self.acknowledged,
-            "not_acknowledged": self.unknown,
-            "bytes": self.bytes,
-            "seconds": round(seconds, 6),
-            "partitions": [
-                {"partition": partition, "records": count, "first_offset": first, "last_offset": last}
-                for partition, (count, first, last) in sorted(self._partitions.items())
-            ],
-        }
-
-
-def _of_line(error: LogstoreError, number: int) -> LogstoreError:
-    """The same error, saying which line of the input it is about."""
-    return type(error)(f"Line {number}: {error.message}", advice=error.advice, details=error.details)
-
-
-def _progress(source: IO[bytes], wanted: bool | None) -> AbstractContextManager[Iterator[bytes]]:
-    """The lines of the input, with a bar on stderr where there is somebody to see it."""
+@contextmanager
+def _watched(source: IO[bytes], wanted: bool | None) -> Iterator[Callable[[int], object]]:
+    """A function that takes how many bytes were read, and a bar where there is somebody to see it."""
     size = _size(source)
     if wanted is None:
         wanted = size is not None and sys.stderr.isatty()
     if not wanted:
-        return nullcontext(iter(source))
-    return _Bar(source, size)
+        yield lambda read: None
+        return
+    with progress_bar(unit="bytes") as progress:
+        task = progress.add_task("producing", total=size)
+        yield lambda read: progress.update(task, completed=read)
 
 
 def _size(source: IO[bytes]) -> int | None:
@@ -292,33 +203,3 @@ def _size(source: IO[bytes]) -> int | None:
     except (OSError, ValueError):
         return None
     return info.st_size if stat.S_ISREG(info.st_mode) else None
-
-
-class _Bar:
-    """A progress bar by bytes read."""
-
-    EVERY: Final = 256
-
-    def __init__(self, source: IO[bytes], size: int | None) -> None:
-        self._source = source
-        self._size = size
-
-    def __enter__(self) -> Iterator[bytes]:
-        from logstore.cli.output import progress_bar
-
-        self._progress = progress_bar(unit="bytes")
-        self._progress.start()
-        self._task = self._progress.add_task("producing", total=self._size)
-        return self._lines()
-
-    def _lines(self) -> Iterator[bytes]:
-        read = 0
-        for number, line in enumerate(self._source):
-            read += len(line)
-            if number % self.EVERY == 0:
-                self._progress.update(self._task, completed=read)
-            yield line
-        self._progress.update(self._task, completed=read)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()

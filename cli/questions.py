@@ -10,7 +10,8 @@ from logstore.cli.query import Query
 __all__ = ["questions"]
 
 ANSWERS: Final = """\
-SELECT value_json->>'status' AS status, count(*) AS requests, count(DISTINCT key_text) AS clients,
+SELECT value_json->>'status' AS status, count(*) AS requests,
+       count(DISTINCT key_text) AS clients,
        pg_size_pretty(sum((value_json->>'bytes')::bigint)) AS sent
   FROM {view}
  GROUP BY 1 ORDER BY requests DESC"""
@@ -18,12 +19,13 @@ SELECT value_json->>'status' AS status, count(*) AS requests, count(DISTINCT key
 VISITS: Final = """\
 SELECT key_text AS client, partition, count(*) AS requests,
        1 + count(*) FILTER (WHERE pause > interval '30 minutes') AS visits
-  FROM (SELECT *, timestamp - lag(timestamp) OVER (PARTITION BY key ORDER BY timestamp) AS pause
-          FROM {view}) AS request
+  FROM (SELECT *, timestamp - lag(timestamp) OVER visitor AS pause
+          FROM {view}
+        WINDOW visitor AS (PARTITION BY key ORDER BY timestamp)) AS request
  GROUP BY 1, 2 ORDER BY requests DESC LIMIT 5"""
 
 DAMAGED: Final = """\
-SELECT partition, "offset", headers, '…' || right(value_text, 60) AS value
+SELECT partition, "offset", headers->0->>'value' AS line, '…' || right(value_text, 40) AS value
   FROM {view} WHERE value_json IS NULL"""
 
 

@@ -37,14 +37,17 @@ class Teller:
             click.echo()
             click.secho(text, bold=True)
 
+    def opening(self, run: Run) -> None:
+        self._head(f"{human_count(len(run.requests))} real HTTP requests through a commit log in PostgreSQL")
+        self._say()
+        sys.stdout.flush()
+
     def setting(self, run: Run) -> None:
         clients = len({request.client for request in run.requests})
         damaged = sum(not request.parsed for request in run.requests)
         count = len(run.requests)
         where = "embedded" if run.embedded else "given"
         durable = "on" if run.server["fsync"] else "off: a crash of the machine can lose records"
-        self._head(f"{human_count(count)} real HTTP requests through a commit log in PostgreSQL")
-        self._say()
         self._say(f"server    PostgreSQL {run.server['version']}, {where}, fsync {durable}")
         self._say(f"topic     {run.topic}: {len(run.extents)} partitions, acks=all, keyed by client address")
         self._say(
