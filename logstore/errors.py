@@ -410,6 +410,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "57P03": ConnectionFailedError,
     "57P05": ConnectionFailedError,
     "57014": RequestTimedOutError,
+    "22": InvalidArgumentError,
     "25006": NotLeaderError,
     "55P03": LockTimeoutError,
     "40": ServerBusyError,

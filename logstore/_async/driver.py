@@ -66,6 +66,7 @@ class Connection:
         version = raw.get_server_version()
         self.server_version: int = version.major * 10000 + version.micro
         """For example 180006."""
+        self._prepares = False
         self.pooled = False
         """A pooler (PgBouncer) is in between: no prepared statements, no LISTEN, no session state."""
         raw.add_log_listener(self._on_notice)
@@ -101,13 +102,14 @@ class Connection:
         connection = cls(raw, where)
         try:
             backend = await connection._execute(
-                "SELECT pg_catalog.pg_backend_pid()", (), timeout_s, committing=False, prepare=False
+                "SELECT pg_catalog.pg_backend_pid()", (), timeout_s, committing=False
             )
         except BaseException:
             connection.abort()
             raise
         # A pooler answers the handshake with a process id of its own making.
         connection.pooled = backend[0][0] != raw.get_server_pid()
+        connection._prepares = not connection.pooled
         return connection
 
     @property
@@ -130,7 +132,7 @@ class Connection:
 
     async def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
         """Run a statement that has no parameters and whose answer does not matter."""
-        await self._execute(sql, (), timeout_s, committing=not self._in_transaction, prepare=False)
+        await self._say(sql, timeout_s, committing=not self._in_transaction)
 
     @asynccontextmanager
     async def transaction(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:
@@ -138,7 +140,7 @@ class Connection:
 
         Raises UnknownOutcomeError when the connection is lost during COMMIT.
         """
-        await self._execute("BEGIN", (), timeout_s, committing=False, prepare=False)
+        await self._say("BEGIN", timeout_s, committing=False)
         self._in_transaction = True
         try:
             yield
@@ -146,10 +148,10 @@ class Connection:
             self._in_transaction = False
             if not self.closed:
                 with suppress(LogstoreError):
-                    await self._execute("ROLLBACK", (), timeout_s, committing=False, prepare=False)
+                    await self._say("ROLLBACK", timeout_s, committing=False)
             raise
         self._in_transaction = False
-        await self._execute("COMMIT", (), timeout_s, committing=True, prepare=False)
+        await self._say("COMMIT", timeout_s, committing=True)
 
     async def listen(self, channel: str) -> None:
         """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
@@ -202,23 +204,22 @@ class Connection:
         timeout_s: float | None,
         *,
         committing: bool,
-        prepare: bool = True,
     ) -> Sequence[Sequence[Any]]:
-        if self.closed:
-            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
         values = [arg.items if isinstance(arg, ArrayParameter) else arg for arg in args]
-        self._doubtful = None
-        operation = self._fetch(sql, values) if prepare and not self.pooled else self._raw.fetch(sql, *values)
+        operation = self._fetch(sql, values) if self._prepares else self._raw.fetch(sql, *values)
         rows: Sequence[Sequence[Any]] = await self._bounded(operation, timeout_s, committing=committing)
-        if committing and self._doubtful is not None:
-            raise outcome.connection_lost(self._doubtful, committing=True, where=self.dsn_for_display)
         return rows
+
+    async def _say(self, sql: str, timeout_s: float | None, *, committing: bool) -> None:
+        await self._bounded(self._raw.execute(sql), timeout_s, committing=committing)
 
     async def _fetch(self, sql: str, values: Sequence[Any]) -> Any:
         # asyncpg's own statement cache has to be chosen before it is known whether a pooler is in between.
         statement = self._statements.get(sql)
         if statement is None:
-            statement = self._statements[sql] = await self._raw.prepare(sql)
+            # Named, or the next one would take its place.
+            statement = await self._raw.prepare(sql, name=f"logstore_{len(self._statements)}")
+            self._statements[sql] = statement
         return await statement.fetch(*values)
 
     async def _bounded(
@@ -226,6 +227,10 @@ class Connection:
     ) -> T:
         # In a task of its own: a cancelled asyncpg operation asks the server to cancel, which must never
         # happen to a commit.  On the deadline, and when the caller is cancelled, the socket is dropped.
+        if self.closed:
+            operation.close()
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        self._doubtful = None
         task = asyncio.ensure_future(operation)
         try:
             done, _ = await asyncio.wait((task,), timeout=timeout_s)
@@ -237,7 +242,7 @@ class Connection:
             await self._drop(task)
             raise outcome.timed_out(timeout_s or 0, committing=committing, where=where)
         try:
-            return task.result()
+            result = task.result()
         except asyncpg.PostgresConnectionError as error:
             raise outcome.connection_lost(str(error), committing=committing, where=where) from error
         except asyncpg.PostgresError as error:
@@ -254,6 +259,9 @@ class Connection:
             raise InvalidArgumentError(str(error)) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise outcome.connection_lost(str(error), committing=committing, where=where) from error
+        if committing and self._doubtful is not None:
+            raise outcome.connection_lost(self._doubtful, committing=True, where=where)
+        return result
 
     async def _drop(self, task: asyncio.Future[Any]) -> None:
         self.abort()

@@ -51,7 +51,7 @@ def parts(columns: Columns, longest: int, limits: Limits) -> Iterator[Columns]:
     """
     step = max(1, min(PART_RECORDS, limits.buffer_memory // 4 // max(longest, 1)))
     count = len(columns.values)
-    if count <= step:
+    if 0 < count <= step:
         yield columns
         return
     for start in range(0, count, step):
@@ -83,7 +83,9 @@ def _grouped(
     columns: Columns, partition: int | None, count: int, partitioner: Partitioner
 ) -> list[tuple[int | None, Columns]]:
     keys = columns.keys
-    if partition is not None or not keys or (keys[0] is None and keys.count(None) == len(keys)):
+    if not keys:
+        return []
+    if partition is not None or (keys[0] is None and keys.count(None) == len(keys)):
         return [(partition, columns)]
     # The last group is of the keyless ones, which go anywhere.
     ordinals: list[list[int]] = [[] for _ in range(count + 1)]

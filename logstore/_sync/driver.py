@@ -163,7 +163,7 @@ class Connection:
 
     def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
         """Run a statement that has no parameters and whose answer does not matter."""
-        self._execute(sql, (), timeout_s, committing=not self._in_transaction)
+        self._execute(sql, None, timeout_s, committing=not self._in_transaction)
 
     @contextmanager
     def transaction(self, *, timeout_s: float | None = None) -> Iterator[None]:
@@ -171,7 +171,7 @@ class Connection:
 
         Raises UnknownOutcomeError when the connection is lost during COMMIT.
         """
-        self._execute("BEGIN", (), timeout_s, committing=False)
+        self._execute("BEGIN", None, timeout_s, committing=False)
         self._in_transaction = True
         try:
             yield
@@ -179,10 +179,10 @@ class Connection:
             self._in_transaction = False
             if not self.closed:
                 with suppress(LogstoreError):
-                    self._execute("ROLLBACK", (), timeout_s, committing=False)
+                    self._execute("ROLLBACK", None, timeout_s, committing=False)
             raise
         self._in_transaction = False
-        self._execute("COMMIT", (), timeout_s, committing=True)
+        self._execute("COMMIT", None, timeout_s, committing=True)
 
     def listen(self, channel: str) -> None:
         """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
@@ -245,7 +245,7 @@ class Connection:
                     copy.shutdown(socket.SHUT_RDWR)
 
     def _execute(
-        self, sql: str, args: Sequence[Any], timeout_s: float | None, *, committing: bool
+        self, sql: str, args: Sequence[Any] | None, timeout_s: float | None, *, committing: bool
     ) -> list[tuple[Any, ...]]:
         raw, cursor = self._raw, self._cursor
         if self.closed:
@@ -253,7 +253,10 @@ class Connection:
         raw.deadline = None if timeout_s is None else monotonic() + timeout_s
         self._doubtful = None
         try:
-            cursor.execute(sql, args, binary=True)
+            if args is None:
+                cursor.execute(sql, prepare=False)
+            else:
+                cursor.execute(sql, args, binary=True)
             rows = cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise self._translate(error, timeout_s, committing) from error

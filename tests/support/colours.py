@@ -37,6 +37,10 @@ class Colour:
     def share_consumer(self, *topics: str, **options: Any) -> Any:
         return self._client("share_consumer", "ShareConsumer", *topics, **options)
 
+    def connection(self, dsn: str, **options: Any) -> Any:
+        """A driver's connection."""
+        raise NotImplementedError
+
     def _client(self, module: str, kind: str, *arguments: Any, **options: Any) -> Any:
         raise NotImplementedError
 
@@ -46,6 +50,11 @@ class Colour:
 
 class Threads(Colour):
     name = "threads"
+
+    def connection(self, dsn: str, **options: Any) -> Any:
+        connection = _module("_sync", "driver").Connection.open(dsn, **options)
+        self._open.callback(connection.close)
+        return connection
 
     def _client(self, module: str, kind: str, *arguments: Any, **options: Any) -> Any:
         client = getattr(_module("_sync", module), kind)(*arguments, **options)
@@ -61,6 +70,12 @@ class Asyncio(Colour):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="event loop", daemon=True)
         self._thread.start()
+
+    def connection(self, dsn: str, **options: Any) -> Any:
+        made = self.run(lambda: _module("_async", "driver").Connection.open(dsn, **options))
+        connection = Face(made, self.run)
+        self._open.callback(connection.close)
+        return connection
 
     def _client(self, module: str, kind: str, *arguments: Any, **options: Any) -> Any:
         make = getattr(_module("_async", module), "Async" + kind)
@@ -107,7 +122,12 @@ class Face:
         found = getattr(self._client, name)
         if not callable(found):
             return found
-        return lambda *arguments, **options: self._run(lambda: found(*arguments, **options))
+        return lambda *arguments, **options: self._faced(self._run(lambda: found(*arguments, **options)))
+
+    def _faced(self, result: Any) -> Any:
+        # A future, or something for ``async with``, lives on the loop as its client does.
+        alive = hasattr(result, "__await__") or hasattr(result, "__aenter__")
+        return Face(result, self._run) if alive else result
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._run(self._client.__aiter__)
@@ -124,14 +144,17 @@ class Face:
         except StopAsyncIteration:
             raise StopIteration from None
 
+    def __len__(self) -> int:
+        return len(self._client)
+
     def __enter__(self) -> Self:
         self._run(self._client.__aenter__)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(lambda: self._client.__aexit__(kind, error, trace))
+    ) -> bool:
+        return bool(self._run(lambda: self._client.__aexit__(kind, error, trace)))
 
 
 async def _next(iterator: Any) -> Any:

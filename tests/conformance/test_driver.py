@@ -1,0 +1,340 @@
+"""One connection, on psycopg and on asyncpg: the same texts, answers and errors."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
+from logstore._core.call import Call
+from logstore._core.calls import Calls
+from logstore.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    InvalidArgumentError,
+    LogstoreError,
+    RecordTooLargeError,
+    RequestTimedOutError,
+    ServerError,
+    TopicAlreadyExistsError,
+    UnknownOutcomeError,
+)
+from tests.support.colours import Colour
+from tests.support.programs import eventually
+from tests.support.proxy import Proxy, silent_server
+
+pytestmark = pytest.mark.one_server
+
+LONG_S = 60.0
+
+
+def call(sql: str, *args: Any, writes: bool = False) -> Call[list[tuple[Any, ...]]]:
+    return Call(sql, args, lambda rows: [tuple(row) for row in rows], "test", writes)
+
+
+def active(database: str, text: str) -> bool:
+    """A statement that begins with ``text`` is being run."""
+    with psycopg.connect(database) as other:
+        count = other.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND starts_with(query, %s)", [text]
+        ).fetchone()
+    return count is not None and count[0] > 0
+
+
+def terminate(database: str, application_name: str) -> None:
+    with psycopg.connect(database) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %s",
+            [application_name],
+        )
+
+
+@pytest.mark.every_server
+def test_every_kind_of_value_comes_back(colour: Colour, database: str) -> None:
+    values = [
+        (ByteaArray([b"", None, b"\0\xff", b"x" * 5000]), "bytea[]"),
+        (Int8Array([-(2**63), None, 2**63 - 1]), "int8[]"),
+        (Int4Array([-(2**31), 0, 2**31 - 1]), "int4[]"),
+        (TextArray(["", None, "é\U0001f600", "NULL", '"', "{}"]), "text[]"),
+        (ByteaArray([]), "bytea[]"),
+        (Int8Array([]), "int8[]"),
+        (None, "bytea[]"),
+        (None, "int4"),
+        (0, "int2"),
+        (2**31 - 1, "int4"),
+        (-(2**63), "int8"),
+        ("text", "text"),
+        ('{"a": [1]}', "text::jsonb::text"),
+        (b"\0", "bytea"),
+        (True, "boolean"),
+    ]
+    sql = "SELECT " + ", ".join(f"${number}::{cast}" for number, (_, cast) in enumerate(values, 1))
+    connection = colour.connection(database)
+    for _ in range(3):  # also when the statement is prepared
+        ((*got,),) = connection.run(call(sql, *(value for value, _ in values)))
+        assert got == [list(value.items) if hasattr(value, "items") else value for value, _ in values]
+
+
+def test_one_statement_serves_values_of_every_size(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    for number in (1, 2**20, 2**40, None, -1):
+        assert connection.run(call("SELECT $1::int8", number)) == [(number,)]
+    prepared = connection.run(
+        call("SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT $1::int8'")
+    )
+    assert prepared == [(1,)]
+
+
+def test_statements_keep_apart(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    for _ in range(3):
+        for number in range(10):
+            assert connection.run(call(f"SELECT $1::int4 + {number}", 100)) == [(100 + number,)]
+
+
+def test_connection_tells_where_it_leads(colour: Colour, database: str) -> None:
+    connection = colour.connection(database, application_name="me")
+    ((version, name),) = connection.run(
+        call("SELECT current_setting('server_version_num')::int4, current_setting('application_name')")
+    )
+    assert connection.server_version == version
+    assert name == "me"
+    assert not connection.pooled
+    assert not connection.closed
+
+
+def test_pooler_is_recognised_and_nothing_is_prepared_behind_it(colour: Colour, pgbouncer_dsn: str) -> None:
+    connection = colour.connection(pgbouncer_dsn)
+    assert connection.pooled
+    for number in range(3):
+        assert connection.run(call("SELECT $1::int4", number)) == [(number,)]
+    assert connection.run(call("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql")) == [(0,)]
+
+
+def test_our_own_error_has_class_details_and_advice(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    raising = call(
+        "SELECT logstore.raise_error($1::text, $2::text, $3::text::jsonb, $4::text)",
+        "LS007",
+        "too large",
+        '{"size": 5}',
+        "Make it smaller.",
+    )
+    with pytest.raises(RecordTooLargeError) as caught:
+        connection.run(raising)
+    assert caught.value.message == "too large"
+    assert caught.value.advice == "Make it smaller."
+    assert caught.value.details == {"sqlstate": "LS007", "size": 5}
+    assert connection.run(call("SELECT 1")) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "args", "kind"),
+    [
+        ("SELECT 1 / $1::int4", (0,), InvalidArgumentError),
+        ("SELECT nonsense", (), ServerError),
+        ("SELECT $1::text", ("a\0b",), InvalidArgumentError),
+        ("SELECT $1::int4", (2**31,), InvalidArgumentError),
+        ("SELECT $1::int8[]", (Int8Array([2**63]),), InvalidArgumentError),
+        ("SELECT $1::text[]", (TextArray(["a\0b"]),), InvalidArgumentError),
+    ],
+)
+def test_refused_statement_leaves_the_connection_usable(
+    colour: Colour, database: str, sql: str, args: tuple[Any, ...], kind: type[LogstoreError]
+) -> None:
+    connection = colour.connection(database)
+    with pytest.raises(kind):
+        connection.run(call(sql, *args))
+    assert connection.run(call("SELECT 1")) == [(1,)]
+
+
+@pytest.mark.every_server
+def test_transaction_commits_and_rolls_back(colour: Colour, database: str) -> None:
+    connection, calls = colour.connection(database), Calls()
+    with connection.transaction():
+        connection.run(calls.create_topic("kept", 1))
+    with pytest.raises(TopicAlreadyExistsError), connection.transaction():
+        connection.run(calls.create_topic("gone", 1))
+        connection.run(calls.create_topic("kept", 1))
+    assert [topic.topic for topic in connection.run(calls.metadata())] == ["kept"]
+
+
+def test_read_that_takes_too_long_ends_the_connection(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    with pytest.raises(RequestTimedOutError, match=r"within 0\.05 s"):
+        connection.run(call("SELECT pg_sleep(60)"), timeout_s=0.05)
+    assert connection.closed
+    with pytest.raises(ConnectionFailedError):
+        connection.run(call("SELECT 1"))
+
+
+def test_write_that_takes_too_long_is_not_cancelled(colour: Colour, database: str) -> None:
+    with psycopg.connect(database) as other:
+        other.execute("CREATE TABLE t AS SELECT 1 AS a")
+        other.commit()
+        other.execute("SELECT FROM t FOR UPDATE")
+        connection = colour.connection(database)
+        with pytest.raises(UnknownOutcomeError, match=r"within 0\.05 s"):
+            connection.run(call("UPDATE t SET a = $1::int4", 5, writes=True), timeout_s=0.05)
+        assert connection.closed
+        other.rollback()
+        other.autocommit = True
+        eventually(lambda: other.execute("SELECT a FROM t").fetchall() == [(5,)], "it was done")
+
+
+@pytest.mark.parametrize(("writes", "kind"), [(False, ConnectionFailedError), (True, UnknownOutcomeError)])
+def test_connection_that_ends_during_a_statement(
+    colour: Colour, database: str, writes: bool, kind: type[LogstoreError]
+) -> None:
+    connection = colour.connection(database, application_name="victim")
+    killer = threading.Thread(
+        target=lambda: (
+            eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps"),
+            terminate(database, "victim"),
+        )
+    )
+    killer.start()
+    with pytest.raises(kind) as caught:
+        connection.run(call("SELECT pg_sleep(60)", writes=writes), timeout_s=LONG_S)
+    killer.join()
+    assert type(caught.value) is kind
+    assert connection.closed
+
+
+def test_connection_that_ended_while_idle(colour: Colour, database: str) -> None:
+    connection = colour.connection(database, application_name="victim")
+    terminate(database, "victim")
+    with pytest.raises(ConnectionFailedError):
+        connection.run(call("SELECT 1"), timeout_s=LONG_S)
+    assert connection.closed
+    with pytest.raises(ConnectionFailedError):
+        connection.run(call("SELECT 1"))
+    connection.close()
+
+
+def test_statement_inside_a_transaction_that_dies_is_not_unknown(colour: Colour, database: str) -> None:
+    connection = colour.connection(database, application_name="victim")
+    with pytest.raises(ConnectionFailedError), connection.transaction():
+        connection.run(call("SELECT 1"))
+        terminate(database, "victim")
+        connection.run(call("SELECT 1", writes=True))
+
+
+def test_commit_that_is_not_answered_is_unknown(colour: Colour, database: str) -> None:
+    with Proxy(database) as proxy:
+        connection = colour.connection(proxy.dsn)
+        with pytest.raises(UnknownOutcomeError), connection.transaction():
+            connection.run(Calls().create_topic("t", 1))
+            proxy.cut_before_answer_to(b"COMMIT")
+    with psycopg.connect(database) as other:
+        assert other.execute("SELECT name FROM logstore.topic").fetchall() == [("t",)]
+
+
+def test_warning_that_takes_a_commit_back_makes_it_unknown(colour: Colour, database: str) -> None:
+    """As a wait for followers does when it is cancelled: success, with a warning."""
+    with psycopg.connect(database) as other:
+        other.execute(
+            "CREATE FUNCTION doubtful() RETURNS int4 LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE WARNING 'canceling wait for synchronous replication'; RETURN 1; END $$"
+        )
+    connection = colour.connection(database)
+    assert connection.run(call("SELECT doubtful()")) == [(1,)]
+    with pytest.raises(UnknownOutcomeError, match="canceling wait"):
+        connection.run(call("SELECT doubtful()", writes=True))
+    assert connection.run(call("SELECT 1", writes=True)) == [(1,)]
+
+
+def test_abort_ends_a_statement_from_outside(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    aborter = threading.Thread(
+        target=lambda: (
+            eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps"),
+            connection.abort(),
+        )
+    )
+    aborter.start()
+    with pytest.raises(ConnectionFailedError):
+        connection.run(call("SELECT pg_sleep(60)"), timeout_s=LONG_S)
+    aborter.join()
+    connection.abort()
+    connection.close()
+    connection.close()
+
+
+def test_notifications_arrive_with_their_payloads(colour: Colour, database: str) -> None:
+    listening, telling = colour.connection(database), colour.connection(database)
+    listening.listen('a "channel"')
+    for payload in ("one", "two"):
+        telling.execute(f'NOTIFY "a ""channel""", \'{payload}\'')
+    got: list[str] = []
+    while len(got) < 2:
+        got += listening.wait_notify(LONG_S)
+    assert got == ["one", "two"]
+    assert listening.wait_notify(0.0) == []
+
+
+def test_notification_that_comes_during_a_statement_is_kept(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    connection.listen("channel")
+    connection.execute("NOTIFY channel, 'mine'")
+    assert connection.run(call("SELECT 1")) == [(1,)]
+    assert connection.wait_notify(LONG_S) == ["mine"]
+
+
+def test_interrupt_ends_a_wait(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    connection.listen("channel")
+    connection.interrupt()
+    assert connection.wait_notify(LONG_S) == []
+    interrupter = threading.Thread(target=connection.interrupt)
+    interrupter.start()
+    assert connection.wait_notify(LONG_S) == []
+    interrupter.join()
+
+
+def test_wait_on_a_lost_connection_is_an_error(colour: Colour, database: str) -> None:
+    connection = colour.connection(database, application_name="victim")
+    connection.listen("channel")
+    terminate(database, "victim")
+    with pytest.raises(ConnectionFailedError):
+        while True:
+            connection.wait_notify(LONG_S)
+    with pytest.raises(ConnectionFailedError):
+        connection.wait_notify(LONG_S)
+
+
+def test_refused_connection_names_host_and_port_and_not_the_password(colour: Colour) -> None:
+    with pytest.raises(ConnectionFailedError) as caught:
+        colour.connection("postgresql://alice:secret@127.0.0.1:1/orders")
+    assert "127.0.0.1:1/orders as alice" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_server_that_does_not_answer_is_given_up(colour: Colour) -> None:
+    with silent_server() as port, pytest.raises(ConnectionFailedError, match=f"127.0.0.1:{port}"):
+        colour.connection(f"host=127.0.0.1 port={port} user=a password=secret sslmode=disable", timeout_s=2)
+
+
+@pytest.mark.parametrize("dsn", ["bogus", "postgresql://[", "host=a nonsense=b"])
+def test_dsn_that_makes_no_sense_is_refused(colour: Colour, dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="DSN"):
+        colour.connection(dsn)
+
+
+def test_both_spellings_of_a_dsn_lead_to_the_same_place(colour: Colour, database: str) -> None:
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    pairs = make_conninfo("", **{**conninfo_to_dict(database), "options": "-c statement_timeout=1234"})
+    connection = colour.connection(pairs)
+    assert connection.run(call("SELECT current_database(), current_setting('statement_timeout')")) == [
+        (conninfo_to_dict(database)["dbname"], "1234ms")
+    ]
+
+
+def test_first_host_that_answers_is_used(colour: Colour, database: str) -> None:
+    with Proxy(database) as proxy:
+        one_dead = proxy.dsn.replace("host=127.0.0.1", "host=127.0.0.1,127.0.0.1").replace("port=", "port=1,")
+        assert colour.connection(one_dead).run(call("SELECT 1")) == [(1,)]
