@@ -13,8 +13,8 @@ __all__ = ["appender", "colour"]
 
 
 @pytest.fixture(params=[Threads, Asyncio], ids=["threads", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
-    """Makes clients of one colour, then of the other, and closes them afterwards."""
+def colour(request: pytest.FixtureRequest, database: str) -> Iterator[Colour]:
+    """Makes clients of one colour, then of the other, and closes them before their database is dropped."""
     made: Colour = request.param()
     try:
         yield made
