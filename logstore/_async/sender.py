@@ -345,10 +345,7 @@ class Sender:
             with self.lock:
                 callbacks, batch.callbacks = batch.callbacks, None
             for callback in callbacks or ():
-                try:
-                    callback()
-                except Exception:
-                    _log.exception("A producer's callback raised.")
+                callback()
             batch.release()
 
     # ---- topics and consumers

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, Self, TypeVar
@@ -15,6 +16,8 @@ from logstore.records import BatchMetadata, RecordMetadata
 __all__ = ["BulkFuture", "SendFuture"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("logstore.producer")
 
 
 def settled(batch: Batch, timeout_s: float | None) -> None:
@@ -74,6 +77,14 @@ class _Future(Promise[T], Generic[T]):
     def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
         raise NotImplementedError
 
+    def _tell(self, function: Callable[[Any], object], failure: bool) -> None:
+        outcome = self.outcome()
+        if isinstance(outcome, LogstoreError) is failure:
+            try:
+                function(outcome)
+            except Exception:
+                _log.exception("A producer's callback raised.")
+
 
 class SendFuture(_Future[RecordMetadata]):
     """The future of one record.
@@ -109,9 +120,7 @@ class SendFuture(_Future[RecordMetadata]):
 
     def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
         def call() -> None:
-            outcome = self.outcome()
-            if isinstance(outcome, LogstoreError) is failure:
-                function(outcome)
+            self._tell(function, failure)
 
         batch = self.batch
         with batch.lock:
@@ -171,9 +180,7 @@ class BulkFuture(_Future[list[BatchMetadata]]):
 
     def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
         def call() -> None:
-            outcome = self.outcome()
-            if isinstance(outcome, LogstoreError) is failure:
-                function(outcome)
+            self._tell(function, failure)
 
         left = 0
 

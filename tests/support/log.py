@@ -71,7 +71,7 @@ def terminate(dsn: str, application_name: str) -> int:
         watch(
             dsn,
             "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity "
-            "WHERE application_name = %s",
+            "WHERE application_name = %s AND pid <> pg_backend_pid()",
             application_name,
         )
     )
