@@ -15,6 +15,7 @@ from benchmarks import machine, report
 from benchmarks.bloat import bloat
 from benchmarks.fetch import fetch
 from benchmarks.figures import Section
+from benchmarks.groups import heartbeats, rebalance
 from benchmarks.growth import growth
 from benchmarks.latency import idle, latency
 from benchmarks.log import BenchServer, running_server
@@ -37,6 +38,10 @@ SCENARIOS: dict[str, _Scenario] = {
         repetitions=n,
     ),
     "bloat": lambda server, quick, n: bloat(server, records=100_000 if quick else 1_000_000),
+    "groups": lambda server, quick, n: rebalance(
+        server, partitions=1000, members=50, repetitions=1 if quick else 3
+    ),
+    "heartbeats": lambda server, quick, n: heartbeats(server, members=500, seconds=10 if quick else 60),
     "memory": lambda server, quick, n: memory(server, records=1_000_000 if quick else 10_000_000),
 }
 

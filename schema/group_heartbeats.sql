@@ -1,68 +1,90 @@
--- Heartbeats and leases. A lease runs on the server's clock, from the member's newest heartbeat. Heartbeats
--- are inserts into a ring of three unlogged tables of which the oldest is truncated: no dead tuples, no
+-- Heartbeats and leases. A lease runs on the server's clock, from the member's newest heartbeat. Heartbeats are
+-- inserts into a ring of three unlogged tables of which the oldest is truncated: no dead tuples, no
 -- write-ahead log, no flush.
 
--- Takes no lock, reads the ring, writes a heartbeat (and, after a crash, the ring's row), returns nothing.
-create or replace function record_heartbeat("group" int4, member_no int8) returns void
+-- Takes no lock, reads the ring's row, writes it where there is none (fresh, or emptied by a crash or a
+-- promotion: then every lease starts again), returns which table takes the heartbeats.
+create or replace function heartbeat_slot() returns int2
 language plpgsql volatile set search_path from current as $$
 declare
     current_slot int2;
 begin
     select r.slot into current_slot from heartbeat_ring r;
     if not found then
-        -- Fresh, or emptied by a crash or a promotion: every lease starts again.
-        insert into heartbeat_ring (slot, born_at, rotated_at) values (0, clock_timestamp(), clock_timestamp()) on conflict do nothing;
+        insert into heartbeat_ring (slot, born_at, rotated_at) values (0, clock_timestamp(), clock_timestamp())
+        on conflict do nothing;
         select r.slot into strict current_slot from heartbeat_ring r;
     end if;
-    insert into group_heartbeat (slot, group_id, member_no, at)
-    values (current_slot, record_heartbeat."group", record_heartbeat.member_no, clock_timestamp());
+    return current_slot;
 end
 $$;
 
--- Takes no lock, reads the ring, writes nothing, returns the time of a member's newest heartbeat; null on a
--- follower, where there is no ring.
-create or replace function last_heartbeat("group" int4, member_no int8) returns timestamptz
-language plpgsql stable set search_path from current as $$
+-- Takes no lock, writes one heartbeat, returns nothing. member_no 0 is the group's own mark: "swept".
+create or replace function record_heartbeat(slot int2, "group" int4, member_no int8) returns void
+language plpgsql volatile set search_path from current as $$
 begin
-    if pg_is_in_recovery() then
-        return null;
-    end if;
-    return (select max(h.at) from group_heartbeat h
-            where h.group_id = last_heartbeat."group" and h.member_no = last_heartbeat.member_no);
+    case slot
+        when 0 then insert into group_heartbeat_0 values ("group", member_no, clock_timestamp());
+        when 1 then insert into group_heartbeat_1 values ("group", member_no, clock_timestamp());
+        else insert into group_heartbeat_2 values ("group", member_no, clock_timestamp());
+    end case;
 end
 $$;
 
--- Takes no lock, reads the members and the ring, writes nothing, returns when a member's lease runs out; null
--- on a follower.
-create or replace function lease_until(member group_member) returns timestamptz
+-- Takes no lock, reads one table of the ring, writes nothing, returns whether a member (0: the group's mark) has
+-- beaten since a time.
+create or replace function beaten_since(slot int2, "group" int4, member_no int8, since timestamptz) returns boolean
 language plpgsql stable set search_path from current as $$
 begin
-    if pg_is_in_recovery() then
-        return null;
-    end if;
+    case slot
+        when 0 then return exists (select from group_heartbeat_0 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+        when 1 then return exists (select from group_heartbeat_1 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+        else return exists (select from group_heartbeat_2 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+    end case;
+end
+$$;
+
+-- Takes no lock, reads the members and the ring, writes nothing, returns when each member's lease runs out;
+-- nothing on a follower, where there is no ring.
+create or replace function leases_of("group" int4) returns table (member_no int8, lease_until timestamptz)
+language plpgsql stable set search_path from current as $$
+#variable_conflict use_column
+declare
     -- Without a row the ring has just been emptied: nobody has had a chance to beat.
-    return greatest(member.lease_floor, last_heartbeat(member.group_id, member.member_no), pg_postmaster_start_time(),
-                    coalesce((select r.born_at from heartbeat_ring r), clock_timestamp()))
-           + member.session_timeout_ms * interval '1 millisecond';
+    earliest timestamptz;
+begin
+    if pg_is_in_recovery() then
+        return;
+    end if;
+    earliest := greatest(pg_postmaster_start_time(), coalesce((select r.born_at from heartbeat_ring r), clock_timestamp()));
+    return query
+        select m.member_no,
+               greatest(m.lease_floor, earliest,
+                        (select max(h.at) from group_heartbeat_0 h where h.group_id = m.group_id and h.member_no = m.member_no),
+                        (select max(h.at) from group_heartbeat_1 h where h.group_id = m.group_id and h.member_no = m.member_no),
+                        (select max(h.at) from group_heartbeat_2 h where h.group_id = m.group_id and h.member_no = m.member_no))
+               + m.session_timeout_ms * interval '1 millisecond'
+        from group_member m where m.group_id = leases_of."group";
 end
 $$;
 
--- Takes the ring's row lock (skips when somebody has it) and, briefly, the oldest table exclusively; reads
--- the members, truncates that table and makes it the current one. Does nothing unless the current table has
--- grown and every heartbeat in the oldest is older than any lease.
+-- Takes the ring's row lock (skips when somebody has it) and, briefly, the oldest table exclusively; reads the
+-- members, truncates that table and makes it the current one; returns whether it did. Does nothing unless the
+-- current table has grown and every heartbeat in the oldest is older than any lease.
 create or replace function rotate_heartbeats(full_bytes int8 default 4194304) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
-    ring record;
+    ring heartbeat_ring;
     next_slot int2;
     patience constant text := current_setting('lock_timeout');
 begin
-    select r.slot, r.rotated_at into ring from heartbeat_ring r;
+    select r.* into ring from heartbeat_ring r;
     if not found or pg_relation_size('group_heartbeat_' || ring.slot) < full_bytes
-        or ring.rotated_at > clock_timestamp() - coalesce((select max(m.session_timeout_ms) from group_member m), 0) * interval '1 millisecond' then
+        or ring.rotated_at > clock_timestamp()
+           - coalesce((select max(m.session_timeout_ms) from group_member m), 0) * interval '1 millisecond' then
         return false;
     end if;
-    select r.slot into ring from heartbeat_ring r where r.slot = ring.slot for update skip locked;
+    perform from heartbeat_ring r where r.slot = ring.slot for update skip locked;
     if not found then
         return false;
     end if;

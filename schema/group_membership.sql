@@ -182,31 +182,33 @@ begin
 end
 $$;
 
--- Takes the group's row lock if anybody has to go; reads the members and their leases; removes the members
--- whose lease has run out. Returns how many.
+-- Takes the group's row lock if anybody has to go; reads the members and their leases; removes the members whose
+-- lease has run out. Returns how many.
 create or replace function expire_members("group" int4) returns int4
 language plpgsql volatile set search_path from current as $$
 begin
-    if not exists (select from group_member m where m.group_id = expire_members."group" and lease_until(m) < clock_timestamp()) then
+    if not exists (select from leases_of(expire_members."group") l where l.lease_until < clock_timestamp()) then
         return 0;
     end if;
     perform from log_group g where g.group_id = expire_members."group" for no key update;
-    return remove_members(expire_members."group", (select array_agg(m.member_no) from group_member m
-                                                   where m.group_id = expire_members."group" and lease_until(m) < clock_timestamp()));
+    return remove_members(expire_members."group", (
+        select array_agg(l.member_no) from leases_of(expire_members."group") l where l.lease_until < clock_timestamp()));
 end
 $$;
 
--- Takes no lock of its own; at most once a second a group (or ten times a session timeout, where that is more
--- often): removes expired members, notices new topics and partitions, rotates the heartbeats.
-create or replace function sweep_group("group" int4, session_timeout_ms int4) returns void
+-- Takes no lock of its own. Once a second a group (or ten times a session timeout, where that is more often):
+-- removes expired members, notices new topics and partitions, rotates the heartbeats. Returns nothing.
+create or replace function sweep_group(slot int2, "group" int4, session_timeout_ms int4) returns void
 language plpgsql volatile set search_path from current as $$
 begin
-    if last_heartbeat(sweep_group."group", 0) > clock_timestamp() - least(1000, session_timeout_ms / 10) * interval '1 millisecond' then
+    if beaten_since(slot, sweep_group."group", 0,
+                    clock_timestamp() - least(1000, session_timeout_ms / 10) * interval '1 millisecond') then
         return;
     end if;
-    perform record_heartbeat(sweep_group."group", 0);
+    perform record_heartbeat(slot, sweep_group."group", 0);
     perform expire_members(sweep_group."group");
-    update log_group g set group_epoch = g.group_epoch + 1 where g.group_id = sweep_group."group" and g.catalog <> catalog_mark() and g.group_epoch = g.assigned_epoch;
+    update log_group g set group_epoch = g.group_epoch + 1
+    where g.group_id = sweep_group."group" and g.catalog <> catalog_mark() and g.group_epoch = g.assigned_epoch;
     perform rotate_heartbeats();
 end
 $$;
@@ -346,10 +348,11 @@ language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     me constant group_member := member_of(heartbeat_group."group", member, instance);
+    slot constant int2 := heartbeat_slot();
     head record;
 begin
-    perform record_heartbeat(me.group_id, me.member_no);
-    perform sweep_group(me.group_id, me.session_timeout_ms);
+    perform record_heartbeat(slot, me.group_id, me.member_no);
+    perform sweep_group(slot, me.group_id, me.session_timeout_ms);
     select g.group_epoch, g.assigned_epoch, g.kind into head from log_group g where g.group_id = me.group_id;
     assigned := false;
     if head.kind = 'consumer' and head.group_epoch > head.assigned_epoch then
@@ -417,13 +420,13 @@ begin atomic
     update log_group g set group_epoch = g.group_epoch + 1 where g.group_id = rebalance_group."group";
 end;
 
--- Takes no lock beyond NOTIFY's own, reads and writes nothing: tells the members of a group to send a
--- heartbeat now. For after the commit of whatever changed the group, never inside it; a notification that is
--- lost costs a heartbeat interval.
-create or replace function wake_group("group" int4) returns void
+-- Takes no lock beyond NOTIFY's own, reads and writes nothing: tells the members of a group what has happened
+-- ("targets": ask for yours; "freed": so should whoever waits). For after the commit of whatever changed the
+-- group, never inside it; a notification that is lost costs a heartbeat interval.
+create or replace function wake_group("group" int4, what text) returns void
 language plpgsql volatile security definer set search_path from current as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
-    perform pg_notify(current_schema() || '_groups', wake_group."group"::text);
+    perform pg_notify(current_schema() || '_groups', wake_group."group" || ' ' || what);
 end
 $$;

@@ -96,7 +96,8 @@ from log_group g;
 
 create or replace view group_members as
 select g.name as "group", g.kind, m.member_id, m.instance_id, m.client_id, m.host, coalesce(m.topics::text, m.pattern) as subscription, m.pattern is not null as by_pattern,
-       owned.partitions, owned.assignment, owned.to_come, owned.to_go, m.session_timeout_ms, m.max_poll_interval_ms, m.joined_at, lease_until(m) as lease_until, m.member_no
+       owned.partitions, owned.assignment, owned.to_come, owned.to_go, m.session_timeout_ms, m.max_poll_interval_ms, m.joined_at,
+       (select l.lease_until from leases_of(m.group_id) l where l.member_no = m.member_no) as lease_until, m.member_no
 from log_group g
 join group_member m on m.group_id = g.group_id
 cross join lateral (

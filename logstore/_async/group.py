@@ -20,7 +20,7 @@ from logstore._async.heart import Heart
 from logstore._async.session import Session
 from logstore._core.group_calls import Claim, Commit, GroupCalls, MembershipTerms
 from logstore._core.listener import ConsumerRebalanceListener
-from logstore._core.membership import Changes, Membership, Phase
+from logstore._core.membership import Changes, Membership, News, Phase
 from logstore._core.subscription import Subscription
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
@@ -280,7 +280,7 @@ class Group:
                         self._subscription.seek(tp, records[tp][0].offset)
             if isinstance(error, CommitFailedError):
                 with self.heart.lock:
-                    self._membership.woken(time.monotonic())
+                    self._membership.woken(News.TARGETS, time.monotonic())
                 self.heart.nudge()
                 return False
             raise
@@ -328,7 +328,7 @@ class Group:
             group_id = self._membership.group_id if self._membership.phase is Phase.MEMBER else None
         if group_id is not None:
             await self._fetcher.ask(self._calls.rebalance_group(group_id))
-            await self._fetcher.ask(self._calls.wake_group(group_id))
+            await self._fetcher.ask(self._calls.wake_group(group_id, News.TARGETS.value))
 
     async def close(self) -> None:
         """Commit (if that is automatic), tell the listener, leave the group (unless static)."""

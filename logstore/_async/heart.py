@@ -16,7 +16,7 @@ from logstore._async.concurrency import sleep
 from logstore._async.driver import Connection
 from logstore._async.session import Session
 from logstore._core.group_calls import GroupCalls, MembershipTerms
-from logstore._core.membership import Membership, Release, Step, Wait
+from logstore._core.membership import Membership, News, Release, Step, Wait
 from logstore.errors import LogstoreError
 
 __all__ = ["Heart"]
@@ -143,9 +143,10 @@ class Heart:
             connection = await self._connected()
             changed = await self._exchange(connection, step)
             with self.lock:
-                group_id = membership.group_id if membership.call_out() else None
-            if group_id is not None:
-                await connection.run(self._calls.wake_group(group_id), timeout_s=self._timeout_s)
+                group_id, news = membership.group_id, membership.news()
+            if group_id is not None and news is not None:
+                wake = self._calls.wake_group(group_id, news.value)
+                await connection.run(wake, timeout_s=self._timeout_s)
         except LogstoreError as error:
             with self.lock:
                 before = membership.phase
@@ -209,8 +210,10 @@ class Heart:
             with self.lock:
                 self._sleeping = False
         with self.lock:
-            if str(self._membership.group_id) in payloads:
-                self._membership.woken(time.monotonic())
+            now = time.monotonic()
+            for news in News:
+                if f"{self._membership.group_id} {news.value}" in payloads:
+                    self._membership.woken(news, now)
 
     async def _connected(self) -> Connection:
         if self._connection is None:

@@ -172,7 +172,7 @@ class GroupCalls(Calls):
         self._release = self._value("release_claims", "int4", "text", "int4[]", "int4[]", "int8[]")
         self._leave = self._value("leave_group", "int4", "text")
         self._rebalance = self._value("rebalance_group", "int4")
-        self._wake_group = self._value("wake_group", "int4")
+        self._wake_group = self._value("wake_group", "int4", "text")
         self._commit = self._value(
             "commit_offsets",
             "text", "text", "text", "int4[]", "int4[]", "int8[]", "int8[]", "int4[]", "text[]",
@@ -189,7 +189,7 @@ class GroupCalls(Calls):
 
     @property
     def group_channel(self) -> str:
-        """The channel that ``wake_group`` notifies; its payloads are group ids."""
+        """The channel that ``wake_group`` notifies; its payloads are a group id and what happened."""
         return self.schema + "_groups"
 
     # -- members -------------------------------------------------------------------------------------------
@@ -241,9 +241,9 @@ class GroupCalls(Calls):
         """Have the targets computed again."""
         return Call(self._rebalance, (group_id,), _none, "rebalance_group", writes=True)
 
-    def wake_group(self, group_id: int) -> Call[None]:
-        """Tell the members of a group to send a heartbeat now; for after a commit, never inside it."""
-        return Call(self._wake_group, (group_id,), _none, "wake_group")
+    def wake_group(self, group_id: int, what: str) -> Call[None]:
+        """Tell the members of a group what has happened; for after a commit, never inside it."""
+        return Call(self._wake_group, (group_id, what), _none, "wake_group")
 
     # -- offsets -------------------------------------------------------------------------------------------
 

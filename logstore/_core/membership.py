@@ -34,7 +34,7 @@ from logstore._core.group_calls import Claim, HeartbeatAnswer, Joined
 from logstore.errors import FencedInstanceIdError, LogstoreError, UnknownMemberError
 from logstore.records import TopicPartition
 
-__all__ = ["Changes", "Membership", "Phase", "Release", "Step", "Wait"]
+__all__ = ["Changes", "Membership", "News", "Phase", "Release", "Step", "Wait"]
 
 Claims = Mapping[TopicPartition, Claim]
 
@@ -62,6 +62,15 @@ class Step(Enum):
     JOIN = "join"
     HEARTBEAT = "heartbeat"
     LEAVE = "leave"
+
+
+class News(Enum):
+    """What members tell each other, so that nobody has to wait for the next heartbeat."""
+
+    TARGETS = "targets"
+    """The group has changed: everybody should ask."""
+    FREED = "freed"
+    """Partitions have been given up: those who wait for some should ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +134,7 @@ class Membership:
         self._polled = now
         self._failures = 0
         self._rejoin = False
-        self._loud = False
-        """The others should be woken."""
+        self._news: News | None = None
 
     # -- the program's side --------------------------------------------------------------------------------
 
@@ -254,7 +262,8 @@ class Membership:
             self.epoch = answer.assigned_epoch
         to_give = any(claim.revoke for claim in self._claims.values())
         self.settled = not answer.waiting and not to_give
-        self._loud = self._loud or answer.assigned
+        if answer.assigned:
+            self._news = News.TARGETS
         if answer.waiting:
             self._pause_s = EAGER_S if progress else min(2 * self._pause_s, self._interval_s)
             self._next = now + min(self._pause_s, self._interval_s)
@@ -271,13 +280,13 @@ class Membership:
         for tp, claim in release.claims.items():
             if self._claims.get(tp) == claim:
                 del self._claims[tp]
-        self._loud = True
+        self._news = self._news or News.FREED
         self._next = now
 
     def left(self, now: float) -> None:
         """The answer to :attr:`Step.LEAVE`."""
         self._failures = 0
-        self._loud = True
+        self._news = News.TARGETS
         if self.phase is Phase.LEAVING:
             overdue = now - self._polled > self._max_poll_s
             self._enter(Phase.EXPELLED if overdue else Phase.OUTSIDE, now)
@@ -298,16 +307,18 @@ class Membership:
             self._failures += 1
             self._next = now + min(self._interval_s, EAGER_S * 2 ** min(self._failures - 1, 10))
 
-    def woken(self, now: float) -> None:
-        """Something in the group has changed: a heartbeat is due."""
-        if self.phase is Phase.MEMBER:
+    def woken(self, news: News, now: float) -> None:
+        """Another member says that something has changed.  Partitions that were freed concern only those who
+        wait for some.
+        """
+        if self.phase is Phase.MEMBER and not (news is News.FREED and self.settled):
             self._pause_s = EAGER_S
             self._next = min(self._next, max(now, self._sent + WOKEN_S))
 
-    def call_out(self) -> bool:
-        """Whether the other members should be woken now; asked once."""
-        loud, self._loud = self._loud, False
-        return loud
+    def news(self) -> News | None:
+        """What the other members should be told now, if anything; asked once."""
+        news, self._news = self._news, None
+        return news
 
     # ------------------------------------------------------------------------------------------------------
 

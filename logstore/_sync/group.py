@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from logstore._core.group_calls import Claim, Commit, GroupCalls, MembershipTerms
 from logstore._core.listener import ConsumerRebalanceListener
-from logstore._core.membership import Changes, Membership, Phase
+from logstore._core.membership import Changes, Membership, News, Phase
 from logstore._core.subscription import Subscription
 from logstore._sync.apart import Bell, settle
 from logstore._sync.concurrency import Lock
@@ -281,7 +281,7 @@ class Group:
                         self._subscription.seek(tp, records[tp][0].offset)
             if isinstance(error, CommitFailedError):
                 with self.heart.lock:
-                    self._membership.woken(time.monotonic())
+                    self._membership.woken(News.TARGETS, time.monotonic())
                 self.heart.nudge()
                 return False
             raise
@@ -329,7 +329,7 @@ class Group:
             group_id = self._membership.group_id if self._membership.phase is Phase.MEMBER else None
         if group_id is not None:
             self._fetcher.ask(self._calls.rebalance_group(group_id))
-            self._fetcher.ask(self._calls.wake_group(group_id))
+            self._fetcher.ask(self._calls.wake_group(group_id, News.TARGETS.value))
 
     def close(self) -> None:
         """Commit (if that is automatic), tell the listener, leave the group (unless static)."""

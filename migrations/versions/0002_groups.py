@@ -32,13 +32,13 @@ create table group_member (
     instance_id           text        collate "C",       -- of a static member: survives restarts
     client_id             text        not null,
     host                  text        not null,
-    topics                text[],                        -- names, whether they exist or not; null: by pattern
+    topics                text[],                        -- names; null: by pattern
     pattern               text,
     assignor              text,                          -- what it would like; null: no preference
     session_timeout_ms    int4        not null,
     max_poll_interval_ms  int4        not null,
     joined_at             timestamptz not null,
-    lease_floor           timestamptz not null,          -- its lease runs from here, or from a later heartbeat
+    lease_floor           timestamptz not null,          -- its lease runs from here or a later heartbeat
     primary key (group_id, member_no),
     unique (group_id, member_id),
     unique (group_id, instance_id)
@@ -73,19 +73,16 @@ create table group_offset (
 -- Heartbeats: rows are inserted into one of three tables, in turn, and the oldest table is truncated. Nothing
 -- is updated or deleted, so no heartbeat leaves a dead tuple, whatever snapshot is held elsewhere. Unlogged:
 -- no write-ahead log, no flush. member_no 0 is the group's own mark: "swept".
-create table group_heartbeat (
-    slot       int2        not null,
+create unlogged table group_heartbeat_0 (
     group_id   int4        not null,
     member_no  int8        not null,
     at         timestamptz not null
-) partition by list (slot);
-create unlogged table group_heartbeat_0 partition of group_heartbeat for values in (0)
+) with (autovacuum_enabled = off);
+create index on group_heartbeat_0 (group_id, member_no, at);
+create unlogged table group_heartbeat_1 (like group_heartbeat_0 including all)
     with (autovacuum_enabled = off);
-create unlogged table group_heartbeat_1 partition of group_heartbeat for values in (1)
+create unlogged table group_heartbeat_2 (like group_heartbeat_0 including all)
     with (autovacuum_enabled = off);
-create unlogged table group_heartbeat_2 partition of group_heartbeat for values in (2)
-    with (autovacuum_enabled = off);
-create index on group_heartbeat (group_id, member_no, at);
 
 -- One row: which table takes the heartbeats. Unlogged like them: after a crash or on a new leader all four
 -- are empty, and leases run from born_at.
@@ -104,5 +101,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
-        "drop table heartbeat_ring, group_heartbeat, group_offset, group_claim, group_member, log_group"
+        "drop table heartbeat_ring, group_heartbeat_0, group_heartbeat_1, group_heartbeat_2, group_offset, "
+        "group_claim, group_member, log_group"
     )

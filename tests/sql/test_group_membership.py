@@ -138,7 +138,7 @@ def test_leases_start_again_when_the_ring_is_lost(
     a.beat()
     with psycopg.connect(database, autocommit=True) as raw:
         raw.execute("UPDATE logstore.group_member SET lease_floor = '2000-01-01'")
-        raw.execute("TRUNCATE logstore.group_heartbeat, logstore.heartbeat_ring")
+        raw.execute("TRUNCATE logstore.group_heartbeat_0, logstore.heartbeat_ring")
         b = Member(server_side, "b")
         b.beat()
         left = raw.execute("SELECT count(*) FROM logstore.group_member").fetchone()

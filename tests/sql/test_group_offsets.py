@@ -224,13 +224,12 @@ def test_deleting_groups_and_offsets(server_side: Connection, log: Appender) -> 
     server_side.run(CALLS.remove_member("g", "a"))
     assert server_side.run(CALLS.delete_group_offsets("g", [(log.topic_id("t"), 0)])) == 1
     server_side.run(CALLS.delete_group("g"))
-    for call in (
-        CALLS.delete_group("g"),
-        CALLS.remove_member("g", "a"),
-        CALLS.delete_group_offsets("g", [(log.topic_id("t"), 0)]),
-    ):
-        with pytest.raises(GroupNotFoundError):
-            server_side.run(call)
+    with pytest.raises(GroupNotFoundError):
+        server_side.run(CALLS.delete_group("g"))
+    with pytest.raises(GroupNotFoundError):
+        server_side.run(CALLS.remove_member("g", "a"))
+    with pytest.raises(GroupNotFoundError):
+        server_side.run(CALLS.delete_group_offsets("g", [(log.topic_id("t"), 0)]))
 
 
 def test_offsets_expire_when_nobody_uses_the_group(

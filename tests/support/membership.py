@@ -80,7 +80,7 @@ class Member:
 
     @property
     def partitions(self) -> set[tuple[str, int]]:
-        return {tuple(tp) for tp, claim in self.claims.items() if not claim.revoke}
+        return {(tp.topic, tp.partition) for tp, claim in self.claims.items() if not claim.revoke}
 
     def commit(self, offset: int, tp: tuple[str, int] = ("t", 0), *, epoch: int | None = None) -> None:
         claim = self.claims[TopicPartition(*tp)]

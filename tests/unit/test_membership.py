@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from logstore._core.group_calls import Claim, HeartbeatAnswer, Joined
-from logstore._core.membership import Membership, Phase, Release, Step, Wait
+from logstore._core.membership import Membership, News, Phase, Release, Step, Wait
 from logstore.errors import (
     AuthorizationFailedError,
     ConnectionFailedError,
@@ -44,7 +44,7 @@ def member(**claims: Claim) -> Membership:
     assert made.step(0) is Step.JOIN
     made.joined(Joined(5, 1, 1), 0)
     assert made.step(0) is Step.HEARTBEAT
-    made.beaten(answer(**claims), 0, 0)
+    made.beaten(answer(1, waiting=False, **claims), 0, 0)
     made.take_up(made.changes(0).assigned)
     return made
 
@@ -74,8 +74,8 @@ def test_revoked_partition_is_released_only_after_the_program_gave_it_up() -> No
     release = made.step(4)
     assert release == Release({B: claim(revoke=True)})
     made.released(release, 4)
-    assert made.call_out()
-    assert not made.call_out()
+    assert made.news() is News.FREED
+    assert made.news() is None
     assert made.step(4) is Step.HEARTBEAT
     made.beaten(answer(2, a=claim()), 4, 4)
     assert made.known_epoch == 2
@@ -104,10 +104,12 @@ def test_waiting_member_asks_again_soon_and_then_ever_less_often() -> None:
 
 def test_woken_member_asks_at_once_but_not_all_the_time() -> None:
     made = member(a=claim())
-    made.woken(1)
+    made.woken(News.FREED, 1)
+    assert made.step(1) == Wait(3)
+    made.woken(News.TARGETS, 1)
     assert made.step(1) is Step.HEARTBEAT
     made.beaten(answer(a=claim()), 1, 1)
-    made.woken(1.01)
+    made.woken(News.TARGETS, 1.01)
     wait = made.step(1.01)
     assert wait == Wait(1.05)
 
