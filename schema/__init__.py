@@ -92,8 +92,10 @@ do $revoke$
 declare
     routine regprocedure;
 begin
-    for routine in select p.oid from pg_catalog.pg_proc p
-                   where p.pronamespace = current_schema()::regnamespace and p.proacl is null loop
+    for routine in
+        select p.oid from pg_catalog.pg_proc p
+        where p.pronamespace = quote_ident(current_schema())::regnamespace and p.proacl is null
+    loop
         execute format('revoke all on routine %s from public', routine);
     end loop;
 end
@@ -113,7 +115,7 @@ begin
     -- All the names first: dropping one routine drops those that use it, and then there is no name to be had.
     foreach command in array (
         select array_agg(format('drop routine if exists %s cascade', p.oid::regprocedure))
-        from pg_catalog.pg_proc p where p.pronamespace = current_schema()::regnamespace) loop
+        from pg_catalog.pg_proc p where p.pronamespace = quote_ident(current_schema())::regnamespace) loop
         execute command;
     end loop;
 end

@@ -64,10 +64,8 @@ begin
         perform raise_error('LS007', format('a batch of %s bytes is larger than max.message.bytes, which is %s', size, max_message_bytes),
             jsonb_build_object('topic_id', topic_id, 'partition', "partition", 'size', size, 'max.message.bytes', max_message_bytes), null);
     end if;
-    if record_count >= 1
-       and (timestamps is null or (cardinality(timestamps) = record_count and array_ndims(timestamps) = 1))
-       and (keys is null or (cardinality(keys) = record_count and array_ndims(keys) = 1))
-       and ("values" is null or (cardinality("values") = record_count and array_ndims("values") = 1))
+    if record_count >= 1 and array_fits(timestamps, record_count) and array_fits(keys, record_count)
+       and array_fits("values", record_count)
        and (header_records is null and header_keys is null and header_values is null
             or headers_fit(record_count, header_records, header_keys, header_values)) then
         null;
@@ -159,12 +157,20 @@ begin
 end
 $$;
 
+-- Takes no lock, reads and writes nothing, returns whether elements is null or a plain list of count elements; to be inlined.
+create or replace function array_fits(elements anyarray, count int4) returns boolean
+language sql immutable as $$
+    select elements is null or (pg_catalog.array_ndims(elements) = 1 and pg_catalog.array_lower(elements, 1) = 1
+                                and pg_catalog.cardinality(elements) = count)
+$$;
+
 -- Takes no lock, reads and writes nothing, returns whether the header arrays are parallel, name records of
 -- the batch in ascending order and name no header null.
 create or replace function headers_fit(record_count int4, header_records int4[], header_keys text[], header_values bytea[]) returns boolean
 language sql immutable set search_path from current
-return array_ndims(header_records) = 1 and array_ndims(header_keys) = 1 and array_ndims(header_values) = 1
-    and cardinality(header_keys) = cardinality(header_records) and cardinality(header_values) = cardinality(header_records)
+return array_ndims(header_records) = 1 and array_lower(header_records, 1) = 1
+    and header_keys is not null and array_fits(header_keys, cardinality(header_records))
+    and header_values is not null and array_fits(header_values, cardinality(header_records))
     and array_position(header_keys, null) is null
     and header_records[1] >= 1 and header_records[cardinality(header_records)] <= record_count
     and header_records = array(select u from unnest(header_records) u order by u);

@@ -17,7 +17,7 @@ return (select array_agg(p.log_start order by p.partition) from topic_partition 
 -- their arrays untouched. Bounds are half open, null is no bound. LS001.
 create or replace function read_batches(topic text, "partition" int4, from_offset int8, to_offset int8,
                                         from_time timestamptz, to_time timestamptz, max_records int8) returns setof batches
-language plpgsql stable security definer set search_path from current as $$
+language plpgsql stable security definer set search_path from current set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     id constant int4 := topic_id_of(topic);
     after constant int8 := milliseconds(from_time);

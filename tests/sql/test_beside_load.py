@@ -1,0 +1,173 @@
+"""Topics are made, changed and taken away beside appends, reads and transactions that stay open."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from logstore.workers import reclaim
+from tests.support.sqllog import Connect, Session, append, refused, rows, value, wait_until, waits_for_lock
+
+LEAVES = "SELECT count(*) FROM pg_class WHERE relname ~ '^b_' AND relkind IN ('r', 'p')"
+
+
+def create(session: Session, name: str, partitions: int = 1) -> int:
+    created: int = value(session, "SELECT create_topic(%s, %s, '{\"segment.bytes\": 100}')", name, partitions)
+    return created
+
+
+def test_an_open_reader_and_writer_delay_no_change_of_other_topics(
+    connect: Connect, session: Session
+) -> None:
+    first, doomed = create(session, "first"), create(session, "doomed")
+    for topic in (first, doomed):
+        append(session, topic, [b"x" * 100])
+    idle, hurried = connect(), connect(lock_timeout="2s")
+    idle.execute("BEGIN")
+    rows(idle, "SELECT count(*) FROM records")
+    append(idle, first)
+    second = create(hurried, "second")
+    append(hurried, second)
+    hurried.execute("SELECT alter_topic('second', '{\"retention.ms\": 5}'), add_partitions('second', 3)")
+    hurried.execute("SELECT delete_topic('doomed')")
+    append(hurried, second, partition=2)
+    idle.execute("COMMIT")
+
+
+def test_appends_go_on_while_tables_of_a_deleted_topic_wait_to_be_dropped(
+    connect: Connect, session: Session, log_dsn: str
+) -> None:
+    kept, doomed = create(session, "kept"), create(session, "doomed")
+    append(session, doomed)
+    idle = connect()
+    idle.execute("BEGIN")
+    rows(idle, "SELECT count(*) FROM records")
+    session.execute("SELECT delete_topic('doomed')")
+    stop = threading.Event()
+
+    def load() -> int:
+        hurried, count = connect(lock_timeout="2s"), 0
+        while not stop.is_set():
+            append(hurried, kept)
+            rows(hurried, "SELECT count(*) FROM read('kept')")
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        try:
+            assert reclaim.run_once(log_dsn, lock_timeout_ms=200) == reclaim.Reclaimed((), (doomed,))
+            assert reclaim.run_once(log_dsn, lock_timeout_ms=200) == reclaim.Reclaimed((), (doomed,))
+            other = create(session, "other")
+            append(session, other)
+            idle.execute("COMMIT")
+            assert reclaim.run_once(log_dsn).dropped == (doomed,)
+        finally:
+            stop.set()
+        assert loading.result() > 0
+    assert value(session, "SELECT to_regclass(%s)", f"b_{doomed}") is None
+    assert rows(session, "SELECT FROM deleted_topic") == []
+    assert reclaim.run_once(log_dsn) == reclaim.Reclaimed((), ())
+
+
+def test_reclaiming_goes_on_from_wherever_it_was_stopped(session: Session, log_dsn: str) -> None:
+    for steps in range(4):
+        topic = create(session, "t")
+        append(session, topic, [b"x" * 100])
+        append(session, topic)
+        session.execute("SELECT delete_topic('t')")
+        for _ in range(steps):
+            ((_, statement),) = rows(session, "SELECT * FROM next_reclaim()")
+            session.execute(statement)
+        reclaim.run_once(log_dsn)
+        assert value(session, LEAVES) == 0
+        assert rows(session, "SELECT FROM deleted_topic") == []
+
+
+def test_an_interrupted_detach_is_finished_first(connect: Connect, session: Session, log_dsn: str) -> None:
+    early, late = create(session, "early"), create(session, "late")
+    idle = connect()
+    idle.execute("BEGIN")
+    rows(idle, "SELECT count(*) FROM records")
+    session.execute("SELECT delete_topic('late')")
+    worker = connect()
+    with ThreadPoolExecutor(1) as pool:
+        ((_, statement),) = rows(session, "SELECT * FROM next_reclaim()")
+        detaching = pool.submit(refused, worker, statement)
+        wait_until(lambda: waits_for_lock(session, worker))
+        session.execute("SELECT pg_terminate_backend(%s)", (worker.info.backend_pid,))
+        assert detaching.result().sqlstate == "57P01"
+    session.execute("SELECT delete_topic('early')")
+    ((topic, statement),) = rows(session, "SELECT * FROM next_reclaim()")
+    assert topic == late
+    assert statement.endswith("finalize")
+    idle.execute("COMMIT")
+    assert set(reclaim.run_once(log_dsn).dropped) == {late, early}
+    assert value(session, LEAVES) == 0
+
+
+def test_only_one_reclaims(connect: Connect, session: Session, log_dsn: str) -> None:
+    create(session, "t")
+    session.execute("SELECT delete_topic('t')")
+    other = connect()
+    other.execute("SELECT pg_advisory_lock(hashtext('logstore reclaim'), hashtext('logstore'))")
+    assert reclaim.run_once(log_dsn) == reclaim.Reclaimed((), ())
+    other.close()
+    assert len(reclaim.run_once(log_dsn).dropped) == 1
+
+
+def test_a_view_somebody_reads_makes_room_for_the_next_topic_of_its_name(
+    connect: Connect, session: Session, log_dsn: str
+) -> None:
+    create(session, "t")
+    idle = connect()
+    idle.execute("BEGIN")
+    rows(idle, "SELECT * FROM logstore_topics.t")
+    hurried = connect(lock_timeout="2s")
+    hurried.execute("SELECT delete_topic('t')")
+    assert rows(hurried, "SELECT * FROM logstore_topics.t") == []
+    again = create(hurried, "t")
+    append(hurried, again)
+    assert value(hurried, f'SELECT count(*) FROM logstore_topics."t~{again}"') == 1  # noqa: S608
+    idle.execute("COMMIT")
+    reclaim.run_once(log_dsn)
+    assert value(session, "SELECT to_regclass('logstore_topics.t')") is None
+    assert value(hurried, f'SELECT count(*) FROM logstore_topics."t~{again}"') == 1  # noqa: S608
+
+
+def test_deleting_waits_for_appends_under_way_and_fences_those_behind(
+    connect: Connect, session: Session
+) -> None:
+    topic = create(session, "t")
+    slow, deleter, behind = connect(), connect(), connect()
+    slow.execute("BEGIN")
+    append(slow, topic)
+    query = "SELECT append(%s::int4, 0, 1, 5, null, null, '{v}', null, null, null, 1::int2)"
+    with ThreadPoolExecutor(2) as pool:
+        deleting = pool.submit(deleter.execute, "SELECT delete_topic('t')")
+        wait_until(lambda: waits_for_lock(session, deleter))
+        appending = pool.submit(refused, behind, query, topic)
+        wait_until(lambda: waits_for_lock(session, behind))
+        slow.execute("COMMIT")
+        deleting.result(60)
+        assert appending.result(60).sqlstate == "LS001"
+
+
+@pytest.mark.parametrize("change", ["alter_topic('t', '{\"retention.ms\": 1}')", "add_partitions('t', 9)"])
+def test_a_roller_in_an_open_transaction_delays_only_changes_of_its_topic(
+    connect: Connect, session: Session, change: str
+) -> None:
+    topic = create(session, "t")
+    roller, changer = connect(), connect()
+    roller.execute("BEGIN")
+    append(roller, topic, [b"x" * 100])
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(changer.execute, f"SELECT {change}")
+        wait_until(lambda: waits_for_lock(session, changer))
+        append(roller, topic, [b"x" * 100])
+        roller.execute("COMMIT")
+        changing.result(60)
+    append(session, topic)
+    assert value(session, "SELECT active_segment FROM topic") == 2
