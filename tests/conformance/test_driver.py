@@ -23,6 +23,7 @@ from logstore.errors import (
     UnknownOutcomeError,
 )
 from tests.support.colours import Colour
+from tests.support.log import terminate
 from tests.support.programs import eventually
 from tests.support.proxy import Proxy, silent_server
 
@@ -44,17 +45,9 @@ def active(database: str, text: str) -> bool:
     return count is not None and count[0] > 0
 
 
-def terminate(database: str, application_name: str) -> None:
-    with psycopg.connect(database) as other:
-        other.execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %s",
-            [application_name],
-        )
-
-
 @pytest.mark.every_server
 def test_every_kind_of_value_comes_back(colour: Colour, database: str) -> None:
-    values = [
+    values: list[tuple[Any, str]] = [
         (ByteaArray([b"", None, b"\0\xff", b"x" * 5000]), "bytea[]"),
         (Int8Array([-(2**63), None, 2**63 - 1]), "int8[]"),
         (Int4Array([-(2**31), 0, 2**31 - 1]), "int4[]"),
@@ -190,12 +183,12 @@ def test_connection_that_ends_during_a_statement(
     colour: Colour, database: str, writes: bool, kind: type[LogstoreError]
 ) -> None:
     connection = colour.connection(database, application_name="victim")
-    killer = threading.Thread(
-        target=lambda: (
-            eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps"),
-            terminate(database, "victim"),
-        )
-    )
+
+    def kill() -> None:
+        eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps")
+        terminate(database, "victim")
+
+    killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(kind) as caught:
         connection.run(call("SELECT pg_sleep(60)", writes=writes), timeout_s=LONG_S)
@@ -249,12 +242,12 @@ def test_warning_that_takes_a_commit_back_makes_it_unknown(colour: Colour, datab
 
 def test_abort_ends_a_statement_from_outside(colour: Colour, database: str) -> None:
     connection = colour.connection(database)
-    aborter = threading.Thread(
-        target=lambda: (
-            eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps"),
-            connection.abort(),
-        )
-    )
+
+    def abort() -> None:
+        eventually(lambda: active(database, "SELECT pg_sleep"), "it sleeps")
+        connection.abort()
+
+    aborter = threading.Thread(target=abort)
     aborter.start()
     with pytest.raises(ConnectionFailedError):
         connection.run(call("SELECT pg_sleep(60)"), timeout_s=LONG_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -58,11 +58,12 @@ def values(database: str, topic: str = "t") -> list[bytes | None]:
 
 def test_unknown_topic_is_refused_at_once(colour: Colour, database: str, topic: str) -> None:
     producer = colour.producer(database)
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: producer.send("nowhere", b"v"),
         lambda: producer.send_many("nowhere", [b"v"]),
         lambda: producer.partitions_for("nowhere"),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(UnknownTopicOrPartitionError, match="'nowhere'"):
             attempt()
     producer.send_and_wait(topic, b"v")
@@ -70,10 +71,11 @@ def test_unknown_topic_is_refused_at_once(colour: Colour, database: str, topic: 
 
 def test_unknown_partition_is_refused(colour: Colour, database: str, topic: str) -> None:
     producer = colour.producer(database)
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: producer.send(topic, b"v", partition=4),
         lambda: producer.send_many(topic, [b"v"], partition=4),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(UnknownTopicOrPartitionError, match="no partition 4"):
             attempt()
 
@@ -144,10 +146,11 @@ def test_record_larger_than_the_topic_allows_is_not_sent(
 ) -> None:
     appender.create("small", max_message_bytes="2000")
     producer = colour.producer(database)
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: producer.send("small", b"v" * 2000),
         lambda: producer.send_many("small", [b"v", b"v" * 2000]),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(RecordTooLargeError, match=r"max.message.bytes of topic 'small', which is 2000"):
             attempt()
     producer.send_and_wait("small", b"v" * (2000 - 128 - 24))
@@ -358,12 +361,13 @@ def test_close_delivers_what_was_sent(colour: Colour, database: str, topic: str)
     producer.close()
     assert future.succeeded()
     producer.close()
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: producer.send(topic, b"v"),
         lambda: producer.send_many(topic, [b"v"]),
         lambda: producer.flush(),
         lambda: producer.partitions_for(topic),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(ClientClosedError):
             attempt()
     assert future.get(0).offset == 0

@@ -35,7 +35,7 @@ def records(dsn: str, topic: str) -> list[Written]:
 def watch(dsn: str, sql: str, *arguments: Any) -> Any:
     """The first column of the first row of a query."""
     with psycopg.connect(dsn) as connection:
-        row = connection.execute(sql, arguments).fetchone()  # type: ignore[arg-type]
+        row = connection.execute(sql, arguments).fetchone()
         return None if row is None else row[0]
 
 

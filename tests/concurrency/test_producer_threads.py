@@ -1,0 +1,199 @@
+"""The threaded producer where threads meet in it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from logstore import Producer, SendFuture
+from logstore.errors import ClientClosedError, LogstoreError
+from tests.support.appender import Appender
+from tests.support.log import blocked, records, terminate, waiting_for_a_lock
+from tests.support.programs import eventually
+
+ENOUGH_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def hasty_threads() -> Iterator[None]:
+    """Threads change as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def together(*jobs: Callable[[], object]) -> list[BaseException]:
+    """Run ``jobs`` at once; what they raised."""
+    raised: list[BaseException] = []
+    begin = threading.Barrier(len(jobs))
+
+    def run(job: Callable[[], object]) -> None:
+        begin.wait()
+        try:
+            job()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_threads_that_send_at_once_each_keep_their_order(database: str, appender: Appender) -> None:
+    appender.create("t", 3)
+    futures: dict[int, list[SendFuture]] = defaultdict(list)
+    with Producer(database, linger_ms=0, batch_size=500) as producer:
+
+        def send(thread: int) -> None:
+            for number in range(0, 400, 4):
+                for single in (number, number + 1):
+                    value = b"%d %d" % (thread, single)
+                    futures[thread].append(producer.send("t", value, partition=thread % 3))
+                pair = [b"%d %d" % (thread, single) for single in (number + 2, number + 3)]
+                producer.send_many("t", pair, partition=thread % 3)
+
+        def flush() -> None:
+            for _ in range(50):
+                producer.flush()
+                producer.metrics()
+
+        sending = [lambda thread=thread: send(thread) for thread in range(5)]
+        assert together(*sending, flush, flush) == []
+    by_thread: dict[int, list[int]] = defaultdict(list)
+    at: dict[tuple[int, int], bytes | None] = {}
+    for partition, offset, _, value in records(database, "t"):
+        thread, number = map(int, (value or b"").split())
+        by_thread[thread].append(number)
+        at[partition, offset] = value
+    for thread in range(5):
+        assert by_thread[thread] == list(range(400))
+        wanted = [b"%d %d" % (thread, number) for number in range(400) if number % 4 < 2]
+        found = [future.get(0) for future in futures[thread]]
+        assert [at[each.partition, each.offset] for each in found] == wanted
+
+
+def test_flush_waits_for_what_was_sent_before_and_for_nothing_else(database: str, appender: Appender) -> None:
+    appender.create("t", 2)
+    with Producer(database, linger_ms=0) as producer:
+        first = producer.send("t", b"first", partition=0)
+        producer.flush()
+        assert first.done()
+        with blocked(database, "t"):
+            before = producer.send("t", b"before", partition=0)
+            eventually(lambda: waiting_for_a_lock(database), "it is under way")
+            flushed = threading.Event()
+
+            def flush() -> None:
+                producer.flush()
+                flushed.set()
+
+            flushing = threading.Thread(target=flush)
+            flushing.start()
+            eventually(lambda: producer._accumulator.urgent > 0, "the flush has begun")
+            assert not before.done()
+            assert not flushed.is_set()
+        flushing.join()
+        assert before.done()
+
+
+def test_close_while_others_send_delivers_or_fails_each_record(database: str, appender: Appender) -> None:
+    appender.create("t", 2)
+    for _ in range(10):
+        producer = Producer(database, linger_ms=0)
+        futures: list[SendFuture] = []
+
+        def send(producer: Producer = producer, futures: list[SendFuture] = futures) -> None:
+            while True:
+                futures.append(producer.send("t", b"v"))
+
+        def close(producer: Producer = producer, futures: list[SendFuture] = futures) -> None:
+            eventually(lambda: len(futures) > 20, "some records are sent")
+            producer.close()
+
+        raised = together(send, send, close)
+        assert [type(error) for error in raised] == [ClientClosedError] * 2
+        assert all(future.succeeded() for future in futures)
+
+
+def test_callbacks_added_while_the_batch_completes_are_called_once(database: str, appender: Appender) -> None:
+    appender.create("t", 1)
+
+    def once(producer: Producer) -> None:
+        called: list[int] = []
+        future = producer.send("t", b"v")
+        adding = [lambda n=number: future.add_callback(lambda _: called.append(n)) for number in range(3)]
+        assert together(*adding, lambda: future.get(ENOUGH_S)) == []
+        eventually(lambda: len(called) == 3, "each was called")
+        producer.flush()
+        assert sorted(called) == [0, 1, 2]
+
+    with Producer(database, linger_ms=0) as producer:
+        for _ in range(200):
+            once(producer)
+
+
+def test_threads_wait_for_room_and_all_get_it(database: str, appender: Appender) -> None:
+    appender.create("t", 2)
+    with Producer(database, buffer_memory=3000, linger_ms=0) as producer:
+
+        def send(thread: int) -> None:
+            for number in range(100):
+                producer.send("t", b"%d %d" % (thread, number) + b"x" * 200, partition=thread % 2)
+            producer.send_many("t", [b"%d 100" % thread, b"%d 101" % thread], partition=thread % 2)
+
+        assert together(*(lambda thread=thread: send(thread) for thread in range(4))) == []
+    by_thread: dict[int, list[int]] = defaultdict(list)
+    for each in records(database, "t"):
+        thread, number = map(int, (each.value or b"").rstrip(b"x").split())
+        by_thread[thread].append(number)
+    assert by_thread == {thread: list(range(102)) for thread in range(4)}
+
+
+def test_threads_ask_for_topics_at_once(database: str, appender: Appender) -> None:
+    for number in range(4):
+        appender.create(f"t{number}", number + 1)
+    with Producer(database) as producer:
+
+        def ask(number: int) -> None:
+            assert producer.partitions_for(f"t{number % 4}") == set(range(number % 4 + 1))
+            with pytest.raises(LogstoreError):
+                producer.send(f"missing{number % 2}", b"v")
+
+        assert together(*(lambda number=number: ask(number) for number in range(12))) == []
+
+
+def test_connections_lost_under_many_threads_lose_nothing(database: str, appender: Appender) -> None:
+    appender.create("t", 2)
+    with Producer(database, linger_ms=0, client_id="victim", retry_backoff_ms=1) as producer:
+        done = threading.Event()
+
+        def kill() -> None:
+            while not done.is_set():
+                terminate(database, "victim")
+
+        def send(thread: int) -> None:
+            for number in range(150):
+                producer.send("t", b"%d %d" % (thread, number), partition=thread % 2).get(ENOUGH_S)
+
+        def send_all() -> None:
+            try:
+                assert together(*(lambda thread=thread: send(thread) for thread in range(3))) == []
+            finally:
+                done.set()
+
+        assert together(kill, send_all) == []
+    firsts: dict[int, dict[int, None]] = defaultdict(dict)
+    for each in records(database, "t"):
+        thread, number = map(int, (each.value or b"").split())
+        firsts[thread][number] = None
+    assert {thread: list(numbers) for thread, numbers in firsts.items()} == {
+        thread: list(range(150)) for thread in range(3)
+    }
