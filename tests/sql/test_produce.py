@@ -49,57 +49,56 @@ def test_a_named_partition_wins(session: Session, topic: int) -> None:
     assert refused(session, "SELECT produce('nope', 'k', 'v')").sqlstate == "LS001"
 
 
-@pytest.mark.parametrize(
-    ("call", "key", "stored"),
-    [
-        ("'k', 'grüße'", b"k", "grüße".encode()),
-        ("'k', null", b"k", None),
-        ("null, null", None, None),
-        ("'k', '{\"a\": [1, null]}'::jsonb", b"k", b'{"a": [1, null]}'),
-        ("'k', '\\x00ff'::bytea", b"k", b"\x00\xff"),
-        ("'\\x00'::bytea, '\\xff'::bytea", b"\x00", b"\xff"),
-        ("'\\x00'::bytea, 'text'::text", b"\x00", b"text"),
-        ("'\\x00'::bytea, '5'::jsonb", b"\x00", b"5"),
-    ],
-)
-def test_text_json_and_bytes(
-    session: Session, topic: int, call: str, key: bytes | None, stored: bytes | None
-) -> None:
-    value(session, f"SELECT produce('t', {call})")
-    assert rows(session, "SELECT key, value FROM records") == [(key, stored)]
+CONTENTS = [
+    ("'k', 'grüße'", b"k", "grüße".encode()),
+    ("'k', null", b"k", None),
+    ("null, null", None, None),
+    ("'k', '{\"a\": [1, null]}'::jsonb", b"k", b'{"a": [1, null]}'),
+    ("'k', '\\x00ff'::bytea", b"k", b"\x00\xff"),
+    ("'\\x00'::bytea, '\\xff'::bytea", b"\x00", b"\xff"),
+    ("'\\x00'::bytea, 'text'::text", b"\x00", b"text"),
+    ("'\\x00'::bytea, '5'::jsonb", b"\x00", b"5"),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "read_back"),
-    [
-        (None, []),
-        ({}, []),
-        ([], []),
-        ({"trace": "4711"}, [{"key": "trace", "value": "4711"}]),
-        ({"a": None}, [{"key": "a", "value": None}]),
-        (
-            [
-                {"key": "k", "value": "1"},
-                {"key": "j", "value": ""},
-                {"key": "k", "value": "2"},
-                {"key": "", "value": None},
-            ],
-            [
-                {"key": "k", "value": "1"},
-                {"key": "j", "value": ""},
-                {"key": "k", "value": "2"},
-                {"key": "", "value": None},
-            ],
-        ),
-        ([{"key": "raw", "base64": "/wA="}], [{"key": "raw", "base64": "/wA="}]),
-        ([{"key": "raw", "base64": "aGk="}], [{"key": "raw", "value": "hi"}]),
-    ],
-)
-def test_headers_keep_order_repeats_and_bytes(
-    session: Session, topic: int, given: Any, read_back: Any
-) -> None:
-    value(session, "SELECT produce('t', 'k', 'v', %s::jsonb)", None if given is None else json.dumps(given))
-    assert rows(session, "SELECT headers FROM records") == [(read_back,)]
+def test_text_json_and_bytes(session: Session, topic: int) -> None:
+    for call, _, _ in CONTENTS:
+        value(session, f"SELECT produce('t', {call}, partition => 0)")
+    assert rows(session, 'SELECT key, value FROM records ORDER BY "offset"') == [
+        (key, stored) for _, key, stored in CONTENTS
+    ]
+
+
+HEADERS: list[tuple[Any, Any]] = [
+    (None, []),
+    ({}, []),
+    ([], []),
+    ({"trace": "4711"}, [{"key": "trace", "value": "4711"}]),
+    ({"a": None}, [{"key": "a", "value": None}]),
+    (
+        [
+            {"key": "k", "value": "1"},
+            {"key": "j", "value": ""},
+            {"key": "k", "value": "2"},
+            {"key": "", "value": None},
+        ],
+        [
+            {"key": "k", "value": "1"},
+            {"key": "j", "value": ""},
+            {"key": "k", "value": "2"},
+            {"key": "", "value": None},
+        ],
+    ),
+    ([{"key": "raw", "base64": "/wA="}], [{"key": "raw", "base64": "/wA="}]),
+    ([{"key": "raw", "base64": "aGk="}], [{"key": "raw", "value": "hi"}]),
+]
+
+
+def test_headers_keep_order_repeats_and_bytes(session: Session, topic: int) -> None:
+    for given, _ in HEADERS:
+        headers = None if given is None else json.dumps(given)
+        value(session, "SELECT produce('t', 'k', 'v', %s::jsonb)", headers)
+    assert rows(session, 'SELECT headers FROM records ORDER BY "offset"') == [(back,) for _, back in HEADERS]
 
 
 MISSHAPEN = [

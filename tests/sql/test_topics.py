@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.support.sqllog import Connect, Session, append, refused, rows, value
 
 
@@ -51,20 +49,20 @@ def test_create_twice(session: Session) -> None:
     assert json.loads(error.diag.message_detail or "") == {"topic": "t"}
 
 
-@pytest.mark.parametrize("name", ["t" * 249, "-", "_", "...", "0", "__consumer_offsets", "a.b", "a_b"])
-def test_legal_names(session: Session, name: str) -> None:
-    topic = create(session, name)
-    append(session, topic)
-    assert value(session, "SELECT topic FROM records") == name
-    view = value(session, "SELECT view_name FROM topic")
-    assert len(view) <= 63
-    assert (view == name) is (len(name) <= 63)
-    assert value(session, f'SELECT topic FROM logstore_topics."{view}"') == name  # noqa: S608
+def test_legal_names(session: Session) -> None:
+    for name in ("t" * 249, "t" * 248, "-", "_", "...", "0", "__consumer_offsets", "a.b", "a_b"):
+        topic = create(session, name)
+        append(session, topic)
+        assert value(session, "SELECT count(*) FROM records WHERE topic = %s", name) == 1
+        view = value(session, "SELECT view_name FROM topic WHERE name = %s", name)
+        assert len(view) <= 63
+        assert (view == name) is (len(name) <= 63)
+        assert value(session, f'SELECT topic FROM logstore_topics."{view}"') == name  # noqa: S608
 
 
-@pytest.mark.parametrize("partitions", [0, -1, 10_001, None])
-def test_impossible_numbers_of_partitions(session: Session, partitions: int | None) -> None:
-    assert refused(session, "SELECT create_topic('t', %s::int4)", partitions).sqlstate == "LS005"
+def test_impossible_numbers_of_partitions(session: Session) -> None:
+    for partitions in (0, -1, 10_001, None):
+        assert refused(session, "SELECT create_topic('t', %s::int4)", partitions).sqlstate == "LS005"
     assert rows(session, "SELECT FROM metadata(null)") == []
 
 
