@@ -165,7 +165,7 @@ class Fetcher:
             raise self.error
 
     def try_again(self) -> None:
-        """The user's side is back after an error: what it stopped is tried once more.  The lock must be held."""
+        """The user is back after an error: what it stopped is tried once more.  The lock must be held."""
         self._resume()
         if self._subscription.try_again():
             self.disturb()
@@ -339,8 +339,7 @@ class Fetcher:
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
-            # Errors that were found on the way here, such as a missing reset policy.
-            self.changed.notify_all()
+            self._tell()  # of errors that were found on the way here, such as a missing reset policy
         if request is None:
             await self._park()
             return
@@ -357,16 +356,25 @@ class Fetcher:
         now = time.monotonic()
         with self._lock:
             found = self._subscription.fetched(request, rows, follower=self._follower)
-            self.changed.notify_all()
+            behind = self._subscription.behind(request)
+            self._tell()
         if found:
             self._waiting.pace.found(now)
-            return
+            if behind:
+                return
+        # Whoever has appended since that look wakes us, if we had announced ourselves before it.
         pause = self._waiting.pace.pause(now, now - began)
         if pause.way is Way.PAUSE:
             await self._waiting.not_waiting()
             await self._pause(pause.seconds)
         elif not await self._waiting.announced(request.topic_ids):
             await self._sleep(pause.seconds)
+
+    def _tell(self) -> None:
+        """Wake the user's side if there is something for it.  The lock must be held."""
+        if self._subscription.has_news:
+            self._subscription.has_news = False
+            self.changed.notify_all()
 
     async def _rest(self, seconds: float) -> None:
         """Wait, whatever the user's side wants."""

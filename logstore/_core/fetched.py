@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import repeat
 from operator import length_hint
 from typing import Any, Final, NamedTuple
@@ -21,7 +20,9 @@ __all__ = ["DecodedBatch", "Deserializer", "Deserializers", "FetchedBatch", "Han
 
 Deserializer = Callable[[bytes], Any]
 
-_record: Final[Callable[[tuple[Any, ...]], ConsumerRecord]] = partial(tuple.__new__, ConsumerRecord)
+# ConsumerRecord(*fields) without a Python frame for each record.
+_new: Final[Callable[[type[ConsumerRecord], tuple[Any, ...]], ConsumerRecord]] = tuple.__new__
+SAMPLES: Final = 32
 _NO_HEADERS: Final[tuple[Header, ...]] = ()
 
 
@@ -57,7 +58,7 @@ class FetchedBatch:
         )
         self._headers: Sequence[tuple[Header, ...]] | None = None
         self.size = _bytes_in(row.keys) + _bytes_in(row.values) + _bytes_in(row.header_values)
-        """Bytes of keys and values: what keeping the batch costs, roughly."""
+        """Bytes of keys, values and headers: what keeping the batch costs, roughly."""
 
     @property
     def remaining(self) -> int:
@@ -97,7 +98,8 @@ class FetchedBatch:
         )
         records = list(
             map(
-                _record,
+                _new,
+                repeat(ConsumerRecord),
                 zip(
                     repeat(self.tp.topic),
                     repeat(self.tp.partition),
@@ -197,7 +199,11 @@ class HandedOut:
 
 
 def _bytes_in(parts: Sequence[bytes | None] | None) -> int:
-    return 0 if parts is None else sum(map(len, filter(None, parts)))
+    """About how many: looking at every part would cost an eighth of what reading costs."""
+    if not parts:
+        return 0
+    step = 1 + len(parts) // SAMPLES
+    return sum(map(len, filter(None, parts[::step]))) * step
 
 
 def _deserialized(

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from logstore._core.calls import EARLIEST, LATEST, FetchRow, ListedOffset
 from logstore._core.fetched import DecodedBatch, Deserializers, FetchedBatch, HandedOut
+from logstore._core.partition_state import READ_AHEAD, PartitionState, gone, missing
 from logstore._core.reset import ResetPolicy
 from logstore.errors import (
     IllegalStateError,
@@ -25,80 +26,10 @@ from logstore.errors import (
     LogstoreError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    UnknownTopicOrPartitionError,
 )
 from logstore.records import ConsumerRecord, TopicPartition
 
-__all__ = ["FetchRequest", "OffsetsRequest", "PartitionState", "Subscription"]
-
-READ_AHEAD: Final = 2
-"""Fetches kept per partition: the one being handed out and the next."""
-
-
-class PartitionState:
-    """One assigned partition."""
-
-    __slots__ = (
-        "awaiting",
-        "batches",
-        "error",
-        "fetch_offset",
-        "fetches",
-        "high_watermark",
-        "log_start",
-        "paused",
-        "ready",
-        "reset",
-        "told",
-        "topic_id",
-        "tp",
-    )
-
-    def __init__(self, tp: TopicPartition, reset: int | None) -> None:
-        self.tp = tp
-        self.topic_id: int | None = None
-        """None: not looked up yet."""
-        self.reset = reset
-        """What to ask ``list_offsets`` for; None: what the reset policy says.  Counts while ``fetch_offset``
-        is None.
-        """
-        self.awaiting = False
-        """Whether there is a committed offset is not known yet: no reset before :meth:`anchor`."""
-        self.fetch_offset: int | None = None
-        """Where the next fetch begins: behind everything in ``batches``.  None: not known, has to be reset.
-        """
-        self.batches: deque[FetchedBatch | DecodedBatch] = deque()
-        self.fetches: deque[int] = deque()
-        """For each fetch that ``batches`` came from, the offset at which it ends."""
-        self.paused = False
-        self.ready = False
-        """It is in the queue of those that have records."""
-        self.error: LogstoreError | None = None
-        """Raised to the user when the buffered records are used up."""
-        self.told = False
-        """An error was raised to the user; nothing is tried before :meth:`Subscription.try_again`."""
-        self.log_start: int | None = None
-        self.high_watermark: int | None = None
-
-    @property
-    def stopped(self) -> bool:
-        return self.error is not None or self.told
-
-    @property
-    def position(self) -> int | None:
-        return self.batches[0].next_offset if self.batches else self.fetch_offset
-
-    def move(self, offset: int | None, reset: int | None = None) -> int:
-        """Goes to ``offset`` (None: to be reset); the size of the buffered batches that this threw away."""
-        dropped = sum(batch.size for batch in self.batches)
-        self.batches.clear()
-        self.fetches.clear()
-        self.error = None
-        self.told = False
-        self.awaiting = False
-        self.fetch_offset = offset
-        self.reset = reset
-        return dropped
+__all__ = ["FetchRequest", "OffsetsRequest", "Subscription"]
 
 
 class FetchRequest(NamedTuple):
@@ -145,6 +76,8 @@ class Subscription:
         """Something is assigned whose topic is not known, or not any more: :meth:`learn` helps."""
         # Errors that were raised: what they stopped is tried again when the program comes back.
         self._told: list[PartitionState] = []
+        self.has_news = False
+        """There are records, or errors, that were not there when this was last set to False."""
         self.has_room = True
         """Something that kept partitions from being fetched is gone since this was last set to False."""
 
@@ -179,7 +112,8 @@ class Subscription:
         self._take_back()
         before = self._states
         self._states = {
-            tp: before.pop(tp) if tp in before else _new_state(tp, start, awaiting) for tp in partitions
+            tp: before.pop(tp) if tp in before else PartitionState(tp, start, awaiting=awaiting)
+            for tp in partitions
         }
         for state in before.values():
             self._buffered -= state.move(None)
@@ -203,14 +137,14 @@ class Subscription:
         for state in self._states.values():
             topic_id, partitions = topics.get(state.tp.topic, (None, 0))
             if topic_id is None or state.tp.partition >= partitions:
-                self._fail(state, _missing(state.tp, partitions))
+                self._fail(state, missing(state.tp, partitions))
             elif state.topic_id is None:
                 state.topic_id = topic_id
             elif state.topic_id != topic_id:
                 # Nothing of the new topic has been seen: it begins at its start, unless there is no policy.
                 self._buffered -= state.move(None, None if self._policy.spec(0) is None else EARLIEST)
                 state.topic_id = topic_id
-                self._fail(state, _gone(state.tp))
+                self._fail(state, gone(state.tp))
 
     def _state(self, tp: TopicPartition) -> PartitionState:
         try:
@@ -382,6 +316,15 @@ class Subscription:
                 begun.add(idx)
         return bool(begun)
 
+    def behind(self, request: FetchRequest) -> bool:
+        """Whether the log goes on after what ``request`` has brought."""
+        return any(
+            state.fetch_offset is not None
+            and state.high_watermark is not None
+            and state.fetch_offset < state.high_watermark
+            for state in request.states
+        )
+
     def _current(self, request: FetchRequest, ordinal: int) -> PartitionState | None:
         """The state that was asked for, unless it has been moved or unassigned since."""
         state = request.states[ordinal]
@@ -394,7 +337,7 @@ class Subscription:
         assert offset is not None
         if row.log_start is None or row.high_watermark is None:
             self.needs_metadata = True
-            self._fail(state, _gone(state.tp))
+            self._fail(state, gone(state.tp))
             return False
         state.log_start = row.log_start
         state.high_watermark = row.high_watermark
@@ -453,6 +396,7 @@ class Subscription:
         self._enqueue(state)
 
     def _enqueue(self, state: PartitionState) -> None:
+        self.has_news = True
         if not state.ready:
             state.ready = True
             self._queue.append(state)
@@ -577,25 +521,3 @@ class Subscription:
 
 def _ids(states: Iterable[PartitionState]) -> list[int]:
     return [state.topic_id for state in states if state.topic_id is not None]
-
-
-def _missing(tp: TopicPartition, partitions: int) -> UnknownTopicOrPartitionError:
-    return UnknownTopicOrPartitionError(
-        f"Topic {tp.topic!r} has no partition {tp.partition}: it has {partitions}."
-        if partitions
-        else f"There is no topic {tp.topic!r}.",
-        details={"topic": tp.topic, "partition": tp.partition},
-    )
-
-
-def _gone(tp: TopicPartition) -> UnknownTopicOrPartitionError:
-    return UnknownTopicOrPartitionError(
-        f"Partition {tp.partition} of topic {tp.topic!r} does not exist any more.",
-        details={"topic": tp.topic, "partition": tp.partition},
-    )
-
-
-def _new_state(tp: TopicPartition, start: int | None, awaiting: bool) -> PartitionState:
-    state = PartitionState(tp, start)
-    state.awaiting = awaiting
-    return state

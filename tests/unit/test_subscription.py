@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from logstore._core.calls import EARLIEST, LATEST, ListedOffset
 from logstore._core.fetched import Deserializers
+from logstore._core.partition_state import READ_AHEAD
 from logstore._core.reset import ResetPolicy
-from logstore._core.subscription import READ_AHEAD, FetchRequest, OffsetsRequest, Subscription
+from logstore._core.subscription import FetchRequest, OffsetsRequest, Subscription
 from logstore.errors import (
     IllegalStateError,
     InvalidArgumentError,

@@ -1,0 +1,97 @@
+"""What a consumer knows of one partition."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from logstore._core.fetched import DecodedBatch, FetchedBatch
+from logstore.errors import LogstoreError, UnknownTopicOrPartitionError
+from logstore.records import TopicPartition
+
+__all__ = ["READ_AHEAD", "PartitionState", "gone", "missing"]
+
+READ_AHEAD: Final = 2
+"""Fetches kept per partition: the one being handed out and the next."""
+
+
+class PartitionState:
+    """One assigned partition."""
+
+    __slots__ = (
+        "awaiting",
+        "batches",
+        "error",
+        "fetch_offset",
+        "fetches",
+        "high_watermark",
+        "log_start",
+        "paused",
+        "ready",
+        "reset",
+        "told",
+        "topic_id",
+        "tp",
+    )
+
+    def __init__(self, tp: TopicPartition, reset: int | None, *, awaiting: bool = False) -> None:
+        self.tp = tp
+        self.topic_id: int | None = None
+        """None: not looked up yet."""
+        self.reset = reset
+        """What to ask ``list_offsets`` for; None: what the reset policy says.  Counts while ``fetch_offset``
+        is None.
+        """
+        self.awaiting = awaiting
+        """Whether there is a committed offset is not known yet: no reset before :meth:`anchor`."""
+        self.fetch_offset: int | None = None
+        """Where the next fetch begins: behind everything in ``batches``.  None: not known, has to be reset.
+        """
+        self.batches: deque[FetchedBatch | DecodedBatch] = deque()
+        self.fetches: deque[int] = deque()
+        """For each fetch that ``batches`` came from, the offset at which it ends."""
+        self.paused = False
+        self.ready = False
+        """It is in the queue of those that have records."""
+        self.error: LogstoreError | None = None
+        """Raised to the user when the buffered records are used up."""
+        self.told = False
+        """An error was raised to the user; nothing is tried before :meth:`Subscription.try_again`."""
+        self.log_start: int | None = None
+        self.high_watermark: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.error is not None or self.told
+
+    @property
+    def position(self) -> int | None:
+        return self.batches[0].next_offset if self.batches else self.fetch_offset
+
+    def move(self, offset: int | None, reset: int | None = None) -> int:
+        """Goes to ``offset`` (None: to be reset); the size of the buffered batches that this threw away."""
+        dropped = sum(batch.size for batch in self.batches)
+        self.batches.clear()
+        self.fetches.clear()
+        self.error = None
+        self.told = False
+        self.awaiting = False
+        self.fetch_offset = offset
+        self.reset = reset
+        return dropped
+
+
+def missing(tp: TopicPartition, partitions: int) -> UnknownTopicOrPartitionError:
+    return UnknownTopicOrPartitionError(
+        f"Topic {tp.topic!r} has no partition {tp.partition}: it has {partitions}."
+        if partitions
+        else f"There is no topic {tp.topic!r}.",
+        details={"topic": tp.topic, "partition": tp.partition},
+    )
+
+
+def gone(tp: TopicPartition) -> UnknownTopicOrPartitionError:
+    return UnknownTopicOrPartitionError(
+        f"Partition {tp.partition} of topic {tp.topic!r} does not exist any more.",
+        details={"topic": tp.topic, "partition": tp.partition},
+    )
