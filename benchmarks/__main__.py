@@ -25,9 +25,7 @@ from benchmarks.produce import produce
 _Scenario = Callable[[BenchServer, bool, int], Section]
 
 SCENARIOS: dict[str, _Scenario] = {
-    "produce": lambda server, quick, n: produce(
-        server, records=200_000 if quick else 1_000_000, repetitions=n
-    ),
+    "produce": lambda server, quick, n: produce(server, records=200_000 if quick else 500_000, repetitions=n),
     "fetch": lambda server, quick, n: fetch(server, records=200_000 if quick else 1_000_000, repetitions=n),
     "latency": lambda server, quick, n: latency(server, seconds=5 if quick else 20, repetitions=n),
     "idle": lambda server, quick, n: idle(server, seconds=6 if quick else 30),
@@ -52,7 +50,7 @@ SCENARIOS: dict[str, _Scenario] = {
     "--quick", is_flag=True, help="Smaller sizes: minutes, not a quarter of an hour; for a first look only."
 )
 @click.option(
-    "--repetitions", type=click.IntRange(1), help="Samples of each figure.  [default: 5, with --quick 3]"
+    "--repetitions", type=click.IntRange(1), help="Samples of each figure.  [default: 7, with --quick 3]"
 )
 @click.option(
     "--dsn",
@@ -81,7 +79,7 @@ def main(
         for name in names or SCENARIOS:
             progress.print(f"[bold]{name}[/bold]")
             begin = time.monotonic()
-            sections.append(SCENARIOS[name](server, quick, repetitions or (3 if quick else 5)))
+            sections.append(SCENARIOS[name](server, quick, repetitions or (3 if quick else 7)))
             progress.print(f"  {time.monotonic() - begin:.0f} s")
     text = report.as_markdown(facts, command, sections)
     sys.stdout.write(text)

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.adapt import Dumper
 
+from benchmarks.figures import Clock, Speed
 from benchmarks.workload import Batch, Workload
 from logstore._core.arrays import ByteaArray, Int8Array
 
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Parameters = tuple[Any, ...]
+Row = tuple[int, int, int, bytes, bytes]
 
 
 class Encoded(bytes):
@@ -87,24 +89,24 @@ def append_text(batches: int, schema: str = "logstore") -> sql.Composed:
     return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
 
 
-def append(dsn: str, topic_id: int, requests: Iterable[Sequence[Batch]]) -> None:
+def append(connection: psycopg.Connection[Any], topic_id: int, requests: Iterable[Sequence[Batch]]) -> None:
     """Append by bare SQL; the arrays are encoded on the way, as any program would have to."""
     texts: dict[int, sql.Composed] = {}
-    with binary_connection(dsn) as connection:
-        cursor = connection.cursor(binary=True)
-        for request in requests:
-            now_ms = time.time_ns() // 1_000_000
-            text = texts.setdefault(len(request), append_text(len(request)))
-            parameters = [value for batch in request for value in encode(topic_id, batch, now_ms)]
-            cursor.execute(text, parameters).fetchone()
+    cursor = connection.cursor(binary=True)
+    for request in requests:
+        now_ms = time.time_ns() // 1_000_000
+        text = texts.setdefault(len(request), append_text(len(request)))
+        parameters = [value for batch in request for value in encode(topic_id, batch, now_ms)]
+        cursor.execute(text, parameters).fetchone()
 
 
-def append_encoded(dsn: str, requests: Iterable[tuple[sql.Composed, list[Any]]]) -> None:
+def append_encoded(
+    connection: psycopg.Connection[Any], requests: Iterable[tuple[sql.Composed, list[Any]]]
+) -> None:
     """Append what :func:`encoded_requests` has prepared: what the server alone takes."""
-    with binary_connection(dsn) as connection:
-        cursor = connection.cursor(binary=True)
-        for text, parameters in requests:
-            cursor.execute(text, parameters).fetchone()
+    cursor = connection.cursor(binary=True)
+    for text, parameters in requests:
+        cursor.execute(text, parameters).fetchone()
 
 
 def encoded_requests(
@@ -131,7 +133,7 @@ class BareTable:
                 ).format(sql.Identifier(name))
             )
 
-    def rows(self, workload: Workload) -> list[tuple[int, int, int, bytes, bytes]]:
+    def rows(self, workload: Workload) -> list[Row]:
         """The records with partition and offset, in the order in which they were made."""
         ends = [0] * workload.partitions
         now_ms = time.time_ns() // 1_000_000
@@ -146,32 +148,35 @@ class BareTable:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(self.name)))
 
-    def copy(self, rows: Sequence[tuple[int, int, int, bytes, bytes]], per_commit: int | None = None) -> None:
+    def copy(self, rows: Sequence[Row], per_commit: int | None = None) -> Speed:
         """psycopg's binary COPY by ``write_row``; one transaction, or one every ``per_commit`` rows."""
         text = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(sql.Identifier(self.name))
         step = per_commit or len(rows)
-        with psycopg.connect(self.dsn, autocommit=True) as connection, connection.cursor() as cursor:
-            for place in range(0, len(rows), step):
-                with cursor.copy(text) as copy:
-                    copy.set_types(["int4", "int8", "int8", "bytea", "bytea"])
-                    for row in rows[place : place + step]:
-                        copy.write_row(row)
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.cursor()
+            with Clock(len(rows)) as clock:
+                for place in range(0, len(rows), step):
+                    with cursor.copy(text) as copy:
+                        copy.set_types(["int4", "int8", "int8", "bytea", "bytea"])
+                        for row in rows[place : place + step]:
+                            copy.write_row(row)
+        return clock.speed
 
-    def copy_asyncpg(
-        self, rows: Sequence[tuple[int, int, int, bytes, bytes]], per_commit: int | None = None
-    ) -> None:
+    def copy_asyncpg(self, rows: Sequence[Row], per_commit: int | None = None) -> Speed:
         """The same with asyncpg's ``copy_records_to_table``."""
         step = per_commit or len(rows)
 
-        async def run() -> None:
+        async def run() -> Speed:
             connection = await asyncpg.connect(self.dsn)
             try:
-                for place in range(0, len(rows), step):
-                    await connection.copy_records_to_table(self.name, records=rows[place : place + step])
+                with Clock(len(rows)) as clock:
+                    for place in range(0, len(rows), step):
+                        await connection.copy_records_to_table(self.name, records=rows[place : place + step])
             finally:
                 await connection.close()
+            return clock.speed
 
-        asyncio.run(run())
+        return asyncio.run(run())
 
 
 class _Promise:

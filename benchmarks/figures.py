@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from rich.console import Console
 
@@ -108,16 +108,32 @@ class Speed(NamedTuple):
     """What this process computed for each of them, in µs: without the server, and without waiting for it."""
 
 
-def timed(count: int, work: Callable[[], object]) -> Speed:
-    """Run ``work``, which handles ``count`` things, once.
+class Clock:
+    """``with Clock(count) as clock: …`` measures what is inside, which handles ``count`` things.
 
     Garbage of earlier work is collected first; the collector stays on, as it is for users.
     """
-    gc.collect()
-    begin, computed = time.perf_counter(), time.process_time()
-    work()
-    elapsed, computed = time.perf_counter() - begin, time.process_time() - computed
-    return Speed(count / elapsed, computed / count * 1e6)
+
+    speed: Speed
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        self._begin, self._computed = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        elapsed, computed = time.perf_counter() - self._begin, time.process_time() - self._computed
+        self.speed = Speed(self._count / elapsed, computed / self._count * 1e6)
+
+
+def timed(count: int, work: Callable[[], object]) -> Speed:
+    """How fast ``work`` handles ``count`` things."""
+    with Clock(count) as clock:
+        work()
+    return clock.speed
 
 
 def interleave(

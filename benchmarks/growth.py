@@ -116,7 +116,8 @@ def growth(
             stack.callback(server.drop_log, database)
             _console.print(f"  filling a log with {records:,} records")
             number = create_topic(dsn, "growth", PARTITIONS)
-            ceilings.append(dsn, number, _requests(records))
+            with ceilings.binary_connection(dsn) as connection:
+                ceilings.append(connection, number, _requests(records))
             by_records.append(state(f"{records:,} records", dsn, [number]))
         by_topics = []
         for count in topics:

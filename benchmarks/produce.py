@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 from benchmarks import ceilings
-from benchmarks.figures import Section, Speed, interleave, median_ratio, rates, timed
+from benchmarks.figures import Clock, Section, Speed, interleave, median_ratio, rates, timed
 from benchmarks.log import BenchServer, create_topic, request_shapes
 from benchmarks.workload import PARTITIONS, Batch, Workload
 from logstore import AsyncProducer, Producer
@@ -34,22 +34,24 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
         name = f"produce-{next(numbers)}"
         return name, create_topic(dsn, name, PARTITIONS)
 
-    def client(work: Callable[[str, str, Workload], None]) -> Speed:
+    def client(work: Callable[[str, str, Workload], Speed]) -> Speed:
         topic, _ = fresh_topic()
-        return timed(records, lambda: work(dsn, topic, workload))
+        return work(dsn, topic, workload)
 
     def bare_append() -> Speed:
         _, number = fresh_topic()
-        return timed(records, lambda: ceilings.append(dsn, number, requests))
+        with ceilings.binary_connection(dsn) as connection:
+            return timed(records, lambda: ceilings.append(connection, number, requests))
 
     def bare_append_encoded() -> Speed:
         _, number = fresh_topic()
         prepared = ceilings.encoded_requests(number, requests)
-        return timed(records, lambda: ceilings.append_encoded(dsn, prepared))
+        with ceilings.binary_connection(dsn) as connection:
+            return timed(records, lambda: ceilings.append_encoded(connection, prepared))
 
-    def copy(work: Callable[..., None], per_commit: int | None) -> Speed:
+    def copy(work: Callable[..., Speed], per_commit: int | None) -> Speed:
         bare.truncate()
-        return timed(records, lambda: work(rows, per_commit))
+        return work(rows, per_commit)
 
     samples = interleave(
         {
@@ -112,43 +114,59 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
     return section
 
 
-def _send(dsn: str, topic: str, workload: Workload) -> None:
+# Connecting and looking the topic up is not part of what is measured, neither here nor of the ceilings.
+
+
+def _send(dsn: str, topic: str, workload: Workload) -> Speed:
     with Producer(dsn, acks=1) as producer:
-        send = producer.send
-        for key, value in zip(workload.keys, workload.values, strict=True):
-            send(topic, value, key)
-        producer.flush()
-
-
-def _async_send(dsn: str, topic: str, workload: Workload) -> None:
-    async def run() -> None:
-        async with AsyncProducer(dsn, acks=1) as producer:
+        producer.partitions_for(topic)
+        with Clock(workload.records) as clock:
             send = producer.send
             for key, value in zip(workload.keys, workload.values, strict=True):
-                await send(topic, value, key)
-            await producer.flush()
+                send(topic, value, key)
+            producer.flush()
+    return clock.speed
 
-    asyncio.run(run())
+
+def _async_send(dsn: str, topic: str, workload: Workload) -> Speed:
+    async def run() -> Speed:
+        async with AsyncProducer(dsn, acks=1) as producer:
+            await producer.partitions_for(topic)
+            with Clock(workload.records) as clock:
+                send = producer.send
+                for key, value in zip(workload.keys, workload.values, strict=True):
+                    await send(topic, value, key)
+                await producer.flush()
+        return clock.speed
+
+    return asyncio.run(run())
 
 
-def _send_many(dsn: str, topic: str, workload: Workload) -> None:
+def _send_many(dsn: str, topic: str, workload: Workload) -> Speed:
     keys, values = workload.keys, workload.values
     with Producer(dsn, acks=1) as producer:
-        for place in range(0, len(values), _CHUNK):
-            producer.send_many(topic, values[place : place + _CHUNK], keys[place : place + _CHUNK])
-        producer.flush()
+        producer.partitions_for(topic)
+        with Clock(workload.records) as clock:
+            for place in range(0, len(values), _CHUNK):
+                producer.send_many(topic, values[place : place + _CHUNK], keys[place : place + _CHUNK])
+            producer.flush()
+    return clock.speed
 
 
-def _async_send_many(dsn: str, topic: str, workload: Workload) -> None:
+def _async_send_many(dsn: str, topic: str, workload: Workload) -> Speed:
     keys, values = workload.keys, workload.values
 
-    async def run() -> None:
+    async def run() -> Speed:
         async with AsyncProducer(dsn, acks=1) as producer:
-            for place in range(0, len(values), _CHUNK):
-                await producer.send_many(topic, values[place : place + _CHUNK], keys[place : place + _CHUNK])
-            await producer.flush()
+            await producer.partitions_for(topic)
+            with Clock(workload.records) as clock:
+                for place in range(0, len(values), _CHUNK):
+                    chunk = slice(place, place + _CHUNK)
+                    await producer.send_many(topic, values[chunk], keys[chunk])
+                await producer.flush()
+        return clock.speed
 
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 def _batches(requests: list[list[Batch]]) -> int:
