@@ -119,7 +119,7 @@ class ConsumerConfig:
     """Turns the bytes of a value into what the record shows.  Never called with None.  None: values
     are bytes."""
     consumer_timeout_ms: int | None = number(None, 0, optional=True)
-    """Iteration ends when no record has come for this long; None: never."""
+    """Iteration ends when no record has come for this long and there is none; None: never."""
     wakeup: str = one_of("auto", "auto", "notify", "poll")
     """How a consumer that has read everything learns of new records: woken by the server ("notify"), or by
     looking again, every 5 ms at first and every second in the end ("poll").  "auto": woken where the server

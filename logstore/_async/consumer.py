@@ -338,7 +338,9 @@ class AsyncConsumer(Committing):
                         return records
                     left = None if until is None else until - time.monotonic()
                     if left is not None and left <= 0:
-                        raise StopAsyncIteration
+                        if self._fetcher.caught_up or not self._fetcher.online:
+                            raise StopAsyncIteration
+                        left = None  # what is there already is not left behind because looking takes long
                     await self._fetcher.changed.wait(left)
 
     async def _committed_records(self, until: float | None) -> Iterator[ConsumerRecord]:

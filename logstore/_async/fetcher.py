@@ -75,6 +75,8 @@ class Fetcher:
         self._questions: deque[Question[Any]] = deque()
         self._topics: tuple[str, ...] | None = None
         self._attention = False
+        self.caught_up = False
+        """The last look brought nothing, and nothing has been changed since."""
         self._sleeping = False
         self.parked = False
         """Nothing is to be done until the user's side changes something."""
@@ -115,6 +117,7 @@ class Fetcher:
     def disturb(self) -> None:
         """Make the task look at what has changed, whatever it waits for.  The lock must be held."""
         self._attention = True
+        self.caught_up = False
         self._work.notify_all()
         if self._sleeping and self._connection is not None:
             self._connection.interrupt()
@@ -358,6 +361,7 @@ class Fetcher:
             found = self._subscription.fetched(request, rows, follower=self._follower)
             behind = self._subscription.behind(request)
             self._tell()
+            self._is_caught_up(not found)
         if found:
             self._waiting.pace.found(now)
             if behind:
@@ -369,6 +373,11 @@ class Fetcher:
             await self._pause(pause.seconds)
         elif not await self._waiting.announced(request.topic_ids):
             await self._sleep(pause.seconds)
+
+    def _is_caught_up(self, now: bool) -> None:
+        if now != self.caught_up:
+            self.caught_up = now
+            self.changed.notify_all()
 
     def _tell(self) -> None:
         """Wake the user's side if there is something for it.  The lock must be held."""
@@ -409,6 +418,7 @@ class Fetcher:
             if self._attention or self.closing or self._subscription.has_room:
                 return
             self.parked = True
+            self._is_caught_up(True)
             due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
             await self._work.wait(min(IDLE_S, due))
 

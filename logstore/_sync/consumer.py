@@ -338,7 +338,9 @@ class Consumer(Committing):
                         return records
                     left = None if until is None else until - time.monotonic()
                     if left is not None and left <= 0:
-                        raise StopIteration
+                        if self._fetcher.caught_up or not self._fetcher.online:
+                            raise StopIteration
+                        left = None  # what is there already is not left behind because looking takes long
                     self._fetcher.changed.wait(left)
 
     def _committed_records(self, until: float | None) -> Iterator[ConsumerRecord]:

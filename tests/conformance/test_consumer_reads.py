@@ -120,16 +120,18 @@ def test_many_partitions_take_turns(colour: Colour, database: str, appender: App
 def test_iteration_ends_when_nothing_comes(colour: Colour, database: str, appender: Appender) -> None:
     appender.create("t")
     appender.append("t", values(1200))
-    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=200)
+    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=20)
     assert [r.value for r in consumer] == values(1200)
     appender.append("t", [b"more"])
+    while consumer.highwater(TP) == 1200:
+        pass
     assert [r.value for r in consumer] == [b"more"]
 
 
 def test_iteration_can_be_left_and_taken_up(colour: Colour, database: str, appender: Appender) -> None:
     appender.create("t")
     appender.append("t", values(100))
-    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=200)
+    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=20)
     got = []
     for record in consumer:
         got.append(record)
@@ -147,7 +149,7 @@ def test_iteration_can_be_left_and_taken_up(colour: Colour, database: str, appen
 def test_seek_while_iterating(colour: Colour, database: str, appender: Appender) -> None:
     appender.create("t")
     appender.append("t", values(10))
-    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=200)
+    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest", consumer_timeout_ms=20)
     got = []
     for record in consumer:
         got.append(record.offset)
