@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from logstore._async.committing import Committing
 from logstore._async.concurrency import Lock, breathe, start_at_once
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 __all__ = ["AsyncConsumer"]
+
+T = TypeVar("T")
 
 
 class AsyncConsumer(Committing):
@@ -332,7 +334,9 @@ class AsyncConsumer(Committing):
                 self._fetcher.try_again()
                 while group is None or not group.wanted:
                     self._check()
-                    records = self._subscription.hand_out(self._config.max_poll_records)
+                    records = self._forgiving(
+                        lambda: self._subscription.hand_out(self._config.max_poll_records)
+                    )
                     self._make_use_of_room()
                     if records is not None:
                         return records
@@ -388,7 +392,7 @@ class AsyncConsumer(Committing):
         self._fetcher.try_again()
         while self._group is None or not self._group.wanted:
             self._check()
-            records = self._subscription.take(count, only)
+            records = self._forgiving(lambda: self._subscription.take(count, only))
             self._make_use_of_room()
             if records:
                 return records
@@ -400,6 +404,18 @@ class AsyncConsumer(Committing):
             else:
                 await self._fetcher.changed.wait()
         return None
+
+    def _forgiving(self, take: Callable[[], T]) -> T:
+        """What ``take`` returns.  A partition that a group assigned and that is deleted is no error: the
+        group is about to take it back.
+        """
+        while True:
+            try:
+                return take()
+            except UnknownTopicOrPartitionError as error:
+                if self._group is None or not self._group.subscribed:
+                    raise
+                self._group.missing(error)
 
     def _make_use_of_room(self) -> None:
         if self._subscription.has_room:
@@ -557,7 +573,8 @@ class AsyncConsumer(Committing):
             self._wakeup = False
             raise WakeupError
         self._fetcher.check()
-        if self._topics is None and not self._subscription.assignment:
+        member = self._group is not None and self._group.subscribed
+        if self._topics is None and not member and not self._subscription.assignment:
             raise IllegalStateError(
                 "There is nothing to read.",
                 advice="Name topics when making the consumer, or assign() partitions.",

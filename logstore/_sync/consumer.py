@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from logstore._core.calls import EARLIEST, LATEST, ListedOffset
 from logstore._core.fetched import Deserializers
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 __all__ = ["Consumer"]
+
+T = TypeVar("T")
 
 
 class Consumer(Committing):
@@ -332,7 +334,9 @@ class Consumer(Committing):
                 self._fetcher.try_again()
                 while group is None or not group.wanted:
                     self._check()
-                    records = self._subscription.hand_out(self._config.max_poll_records)
+                    records = self._forgiving(
+                        lambda: self._subscription.hand_out(self._config.max_poll_records)
+                    )
                     self._make_use_of_room()
                     if records is not None:
                         return records
@@ -386,7 +390,7 @@ class Consumer(Committing):
         self._fetcher.try_again()
         while self._group is None or not self._group.wanted:
             self._check()
-            records = self._subscription.take(count, only)
+            records = self._forgiving(lambda: self._subscription.take(count, only))
             self._make_use_of_room()
             if records:
                 return records
@@ -398,6 +402,18 @@ class Consumer(Committing):
             else:
                 self._fetcher.changed.wait()
         return None
+
+    def _forgiving(self, take: Callable[[], T]) -> T:
+        """What ``take`` returns.  A partition that a group assigned and that is deleted is no error: the
+        group is about to take it back.
+        """
+        while True:
+            try:
+                return take()
+            except UnknownTopicOrPartitionError as error:
+                if self._group is None or not self._group.subscribed:
+                    raise
+                self._group.missing(error)
 
     def _make_use_of_room(self) -> None:
         if self._subscription.has_room:
@@ -555,7 +571,8 @@ class Consumer(Committing):
             self._wakeup = False
             raise WakeupError
         self._fetcher.check()
-        if self._topics is None and not self._subscription.assignment:
+        member = self._group is not None and self._group.subscribed
+        if self._topics is None and not member and not self._subscription.assignment:
             raise IllegalStateError(
                 "There is nothing to read.",
                 advice="Name topics when making the consumer, or assign() partitions.",

@@ -229,6 +229,15 @@ class Group:
         if self._listener is not None:
             settle(self._listener.on_partitions_assigned(list(claims)))
 
+    def missing(self, error: UnknownTopicOrPartitionError) -> None:
+        """A partition does not exist any more: it is not read until the group says what becomes of it.  The
+        consumer's lock must be held.
+        """
+        gone = TopicPartition(error.details["topic"], error.details["partition"])
+        self._subscription.assign([tp for tp in self._subscription.assignment if tp != gone])
+        with self.heart.lock:
+            self._membership.woken(News.TARGETS, time.monotonic())
+
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         gone = set(partitions)
         for tp in gone:
