@@ -10,6 +10,7 @@ marked ``one_server``.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="dsn" if os.environ.get("LOGSTORE_TEST_DSN") else "embedded",
         help="the server to test on (default: LOGSTORE_TEST_DSN if set, else the embedded one)",
     )
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
