@@ -59,6 +59,17 @@ def test_released_records_wait_for_their_delay(queue: Queue) -> None:
     assert queue.delayed() == []
 
 
+def test_delayed_records_are_found_when_the_window_has_moved_on(queue: Queue) -> None:
+    queue.acknowledge("a", 0, kind=RELEASE, delay_ms=5_000)
+    queue.acknowledge("a", 1, 7)
+    assert queue.offsets("b") == [8, 9]
+    queue.acknowledge("b", 8, 9)
+    queue.append("t", values(1))
+    assert queue.offsets("b") == [10]
+    queue.pass_time(5.1)
+    assert queue.take("b") == [(0, 2)]
+
+
 def test_delayed_records_do_not_count_as_in_flight(queue: Queue) -> None:
     queue.alter(share_partition_max_record_locks="8")
     assert queue.offsets("b") == []

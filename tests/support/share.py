@@ -39,7 +39,7 @@ class Queue(Appender):
         self.id = self.create("t", partitions)
         self.raw = psycopg.connect(dsn, autocommit=True)
         self.raw.execute("set search_path = logstore")
-        self.alter(share_auto_offset_reset="earliest", **configs)
+        self.alter(**{"share_auto_offset_reset": "earliest", **configs})
 
     def alter(self, **configs: str) -> None:
         """Set configs of the group, with underscores for dots."""
@@ -109,9 +109,10 @@ class Queue(Appender):
         return [
             Row(*row)
             for row in self.raw.execute(
-                "select first_offset, last_offset, member, delivery_count from share_flight"
-                " where topic_id = %s and partition = %s order by 1",
-                [self.id, partition],
+                """select first_offset, last_offset, member, delivery_count
+                   from share_flight join log_group g using (group_id)
+                   where g.name = %s and topic_id = %s and partition = %s order by 1""",
+                [self.group, self.id, partition],
             )
         ]
 
@@ -119,7 +120,9 @@ class Queue(Appender):
         return [
             (first, last)
             for first, last in self.raw.execute(
-                "select first_offset, last_offset from share_delay where topic_id = %s order by 1", [self.id]
+                "select first_offset, last_offset from share_delay"
+                " join log_group g using (group_id) where g.name = %s and topic_id = %s order by 1",
+                [self.group, self.id],
             )
         ]
 
