@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from logstore.cli.extent import all_partitions
 from logstore.cli.load import paced
+from logstore.errors import RequestTimedOutError
 
 if TYPE_CHECKING:
     from logstore import Consumer, Producer
@@ -37,7 +38,7 @@ def measure(
 ) -> EndToEnd:
     """Sends ``values`` at ``rate`` a second and waits until all came back; closes both clients.
 
-    Raises what the producer or the consumer raised, and RuntimeError when records do not arrive.
+    Raises what the producer or the consumer raised, and RequestTimedOutError when records do not arrive.
     """
     reader = _Reader(consumer, topic, len(values))
     failed: list[BaseException] = []
@@ -70,7 +71,9 @@ def measure(
             raise error
     missing = len(values) - len(reader.arrived)
     if missing:
-        raise RuntimeError(f"{missing} of {len(values)} records did not arrive within {PATIENCE_S:.0f} s.")
+        raise RequestTimedOutError(
+            f"{missing} of {len(values)} records did not arrive within {PATIENCE_S:g} s."
+        )
     return EndToEnd([reader.arrived[number] - due for number, due in enumerate(due_at)], seconds)
 
 

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -97,8 +97,6 @@ def _run(dsn: str, statement: str, limit: int) -> None:
 
 
 def _print(cursor: psycopg.Cursor[Any], statement: bytes, limit: int) -> None:
-    import psycopg
-
     output = settings().output
     if output == "table":
         cursor.execute(statement)
@@ -107,7 +105,14 @@ def _print(cursor: psycopg.Cursor[Any], statement: bytes, limit: int) -> None:
             return
         _print_table(cursor, limit)
         return
-    rows = cursor.stream(statement)
+    with closing(cast("Generator[Sequence[Any]]", cursor.stream(statement))) as rows:
+        # Left open by an error (whoever reads has gone), it would keep the connection from being closed.
+        _print_stream(cursor, rows, output)
+
+
+def _print_stream(cursor: psycopg.Cursor[Any], rows: Iterator[Sequence[Any]], output: str) -> None:
+    import psycopg
+
     try:
         first = next(rows, None)
     except psycopg.ProgrammingError as error:
@@ -117,12 +122,10 @@ def _print(cursor: psycopg.Cursor[Any], statement: bytes, limit: int) -> None:
         first = None
     columns = [column.name for column in cursor.description or ()]
     everything = _chain(first, rows)
-    if output == "csv":
-        if not columns:
-            return
+    if output == "json":
+        _print_json_rows(columns, everything)
+    elif columns:
         print_csv(columns, ([csv_cell(cell) for cell in row] for row in everything))
-        return
-    _print_json_rows(columns, everything)
 
 
 def _chain(first: Sequence[Any] | None, rest: Iterator[Sequence[Any]]) -> Iterator[Sequence[Any]]:

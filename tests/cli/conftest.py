@@ -29,6 +29,20 @@ class Answer:
         return self.out.splitlines()
 
 
+class Stream(io.TextIOWrapper):
+    """A standard input with something in it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+
+
+class Keyboard(Stream):
+    """A standard input at which somebody sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Cli:
     """`cli("topic", "list")` runs a command on the test's database and checks its exit code."""
 
@@ -42,11 +56,11 @@ class Cli:
         monkeypatch.setenv("LOGSTORE_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("COLUMNS", "200")
 
-    def __call__(self, *argv: str, stdin: bytes | str = b"", code: int = 0) -> Answer:
+    def __call__(self, *argv: str, stdin: bytes | str = b"", code: int = 0, tty: bool = False) -> Answer:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         self._capture.readouterr()
         with self._monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+            patch.setattr(sys, "stdin", Keyboard(data) if tty else Stream(data))
             got = guarded(root, argv)
         out, err = self._capture.readouterr()
         assert got == code, f"{argv} exited with {got}\n{out}\n{err}"
@@ -80,7 +94,7 @@ class Process(subprocess.Popen[str]):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "LOGSTORE_DSN": dsn, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "LOGSTORE_DSN": dsn, "COLUMNS": "200"},
         )
         assert self.stdout is not None and self.stderr is not None
         self.out, self.err = self.stdout, self.stderr

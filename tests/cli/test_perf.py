@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logstore import Consumer
 from tests.cli.conftest import Cli
 
 KEYS = {
@@ -74,3 +75,10 @@ def test_wrong_input_is_one_clear_line_and_a_code(cli: Cli) -> None:
         answer = cli(*argv, code=code)
         assert answer.err.startswith("error: ")
         assert answer.err.count("\n") == 1
+
+
+def test_records_that_do_not_arrive_are_no_latency(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logstore.cli.endtoend.PATIENCE_S", 0.2)
+    monkeypatch.setattr(Consumer, "poll", lambda self, **_: {})
+    answer = cli("perf", "e2e", "--records", "20", "--warm-up", "0", code=5)
+    assert "20 of 20 records did not arrive within 0.2 s." in answer.err

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Cli, Process
+from tests.support.servers import PREFIX
 
 Start = Callable[..., Process]
 
@@ -76,6 +79,46 @@ def test_a_reader_that_leaves_is_no_error(orders: Cli, database: str) -> None:
     )
     assert answer.stdout == "record 0\nrecord 1\n141\n"
     assert answer.stderr == ""
+
+
+@pytest.mark.parametrize("command", [("topic", "list"), ("--help",), ("sql", "SELECT 1", "-o", "json")])
+def test_a_reader_that_never_came_is_no_error(database: str, command: tuple[str, ...]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", "logstore.cli", *command],
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LOGSTORE_DSN": database},
+            check=False,
+        )
+    finally:
+        os.close(theirs)
+    assert (answer.returncode, answer.stderr) == (141, b"")
+
+
+def test_up_runs_a_server_until_ctrl_c_and_everybody_joins_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(tempfile.mkdtemp(prefix=PREFIX))  # tmp_path is too long for a socket's path
+    monkeypatch.setenv("LOGSTORE_HOME", str(home / "log"))
+    monkeypatch.delenv("LOGSTORE_DSN", raising=False)
+    command = [sys.executable, "-m", "logstore.cli", "up", "--setting", "fsync=off"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = list(iter(server.stdout.readline, "Ctrl-C stops it.\n"))
+        assert any(line.startswith("  export LOGSTORE_DSN='postgresql://") for line in said)
+        assert json.loads(run("status", "--output", "json").stdout)["running"]
+        assert run("topic", "create", "orders").stdout == "orders: 1 partition\n"
+        server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=60)
+        assert (server.returncode, err) == (0, "stopped\n")
+        assert run("status").returncode == 5
+    finally:
+        run("down")
+        server.kill()
+        server.communicate()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def test_only_debug_shows_a_traceback_and_no_password(database: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from logstore import Consumer, Producer
 from tests.cli.conftest import Cli
 
 
@@ -158,3 +160,35 @@ def test_what_came_before_a_wrong_line_is_written_and_reported(orders: Cli) -> N
     answer = orders("produce", "orders", "-k", ":", stdin="a:1\nb:2\nwrong\nc:3\n", code=2)
     assert answer.err.splitlines()[0] == "stopped: 2 records acknowledged by orders"
     assert orders.values("orders") == ["1", "2"]
+
+
+def test_a_key_for_every_record_that_brings_none(orders: Cli) -> None:
+    orders("produce", "orders", "--key", "k", "--format", "jsonl", stdin='{"key": "own"}\n{"value": "v"}\n')
+    assert orders.values("orders", "--template", "{key}") == ["k", "own"]
+
+
+def test_without_follow_it_reads_no_further_than_the_log_reached(
+    orders: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Consumer.poll
+
+    def poll(self: Consumer, *args: Any, **kwargs: Any) -> Any:
+        with Producer(orders.dsn) as producer:
+            producer.send("orders", b"late", partition=0).get(10)
+        return real(self, *args, **kwargs)
+
+    orders("produce", "orders", "-p", "0", stdin="a\nb\n")
+    monkeypatch.setattr(Consumer, "poll", poll)
+    assert orders("consume", "orders").lines == ["a", "b"]
+
+
+def test_a_server_that_falls_silent_is_not_waited_for_for_ever(
+    orders: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders("produce", "orders", stdin="a\nb\n")
+    monkeypatch.setattr("logstore.cli.clients.PATIENCE_S", 0.0)
+    monkeypatch.setattr(Consumer, "poll", lambda self, **_: {})
+    answer = orders("consume", "orders", code=5)
+    assert (
+        answer.err == "error: No record came for 0 s, although the log goes on. Check that the server runs.\n"
+    )

@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from logstore.embedded import binaries
 from tests.cli.conftest import Cli
 
 
@@ -88,7 +93,7 @@ def test_a_statement_without_rows_says_what_it_did(orders: Cli) -> None:
 WRONG = [
     (("SELEC 1",), 1, 'syntax error at or near "SELEC" (at character 1)'),
     (("SELECT * FROM nothing",), 1, '"nothing" does not exist'),
-    (("SELECT 1/0",), 1, "division by zero"),
+    (("SELECT 1/0",), 2, "division by zero"),
     (("",), 2, "empty"),
     (("SELECT 1", "--file", "-"), 2, "not both"),
     (("SELECT produce('nothing', 'k', 'v')",), 3, "nothing"),
@@ -101,3 +106,40 @@ def test_wrong_input_is_one_clear_line_and_a_code(orders: Cli) -> None:
         assert answer.err.startswith("error: ")
         assert answer.err.count("\n") == 1
         assert said in answer.err
+
+
+def test_psql_is_opened_with_the_views_at_hand_and_the_password_out_of_sight(
+    orders: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psql = tmp_path / "bin" / "psql"
+    psql.parent.mkdir()
+    psql.write_text('#!/bin/sh\necho "args=$* host=$PGHOST password=$PGPASSWORD"\ncat "$PSQLRC"\nexit 3\n')
+    psql.chmod(0o755)
+    own = tmp_path / "own.psqlrc"
+    own.write_text("\\timing on\n")
+    monkeypatch.setenv("PATH", f"{psql.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PSQLRC", str(own))
+    answer = orders("sql", "--dsn", "postgresql://me:s3cret@db.example/app", tty=True, code=3)
+    first, *startup = answer.lines
+    assert first == "args= host=db.example password=s3cret"
+    assert any("set_config('search_path'" in line and '"logstore_topics"' in line for line in startup)
+    assert startup[-1] == f"\\i '{own}'"
+
+
+def test_a_psql_session_knows_the_views(orders: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("psql") is None:
+        monkeypatch.setenv("PATH", f"{binaries.find().directory}:{os.environ['PATH']}")
+    session = subprocess.Popen(
+        [sys.executable, "-c", SESSION], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    out, _ = session.communicate("SELECT 'found ' || count(*) FROM orders;\n", timeout=30)
+    assert "found 3" in out
+    assert session.returncode == 0
+
+
+SESSION = """
+import sys
+import logstore.cli
+sys.stdin.isatty = lambda: True
+logstore.cli.main(["sql"])
+"""

@@ -81,6 +81,16 @@ def test_wrong_input_is_one_clear_line_and_a_code(cli: Cli) -> None:
         assert said in answer.err
 
 
+def test_only_yes_deletes(cli: Cli) -> None:
+    cli("topic", "create", "orders")
+    for answer in ("n\n", "\n", ""):
+        refused = cli("topic", "delete", "orders", stdin=answer, tty=True, code=1)
+        assert "Delete orders with 0 records? [y/N]" in refused.err
+        assert refused.err.endswith("error: not confirmed: nothing was changed\n")
+    cli("topic", "delete", "orders", stdin="y\n", tty=True)
+    assert cli.json("topic", "list") == []
+
+
 def test_partitions_cannot_be_taken_away(cli: Cli) -> None:
     cli("topic", "create", "orders", "-p", "3")
     cli("topic", "add-partitions", "orders", "--total", "2", code=2)
