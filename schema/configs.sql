@@ -3,12 +3,15 @@
 -- Kafka's names and defaults. type: long, int, double, string (one of "values") or list (some of "values",
 -- comma separated).
 create or replace view topic_config as
-select d.name::text, d.type::text, d."default"::text, d.minimum::numeric, d.maximum::numeric, d."values"::text[], d.doc::text
+select d.name::text, d.type::text, d."default"::text, d.minimum::numeric, d.maximum::numeric,
+       d."values"::text[], d.doc::text
 from (values
     ('cleanup.policy', 'list', 'delete', null, null, '{delete,compact}',
-     'What becomes of old records: delete drops whole segments past retention, compact keeps the last record of each key. Empty: kept for ever.'),
+     'What becomes of old records: delete drops whole segments past retention, compact keeps the last '
+     'record of each key. Empty: kept for ever.'),
     ('compression.type', 'string', 'producer', null, null, '{producer,uncompressed,lz4}',
-     'lz4 lets the server compress batches of more than 2 kB. producer is the same as uncompressed: clients send plain records. Takes effect with the next segment.'),
+     'lz4 lets the server compress batches of more than 2 kB. producer is the same as uncompressed: clients '
+     'send plain records. Takes effect with the next segment.'),
     ('delete.retention.ms', 'long', '86400000', 0, 9223372036854775807, null,
      'How long a compacted topic keeps tombstones, in ms.'),
     ('max.compaction.lag.ms', 'long', '9223372036854775807', 1, 9223372036854775807, null,
@@ -16,9 +19,11 @@ from (values
     ('max.message.bytes', 'int', '1048588', 0, 268435456, null,
      'The largest batch that is accepted, in bytes; a record by itself is a batch.'),
     ('message.timestamp.after.max.ms', 'long', '3600000', 0, 9223372036854775807, null,
-     'How far a record''s time stamp may lie ahead of the server''s clock, in ms. Not used with LogAppendTime.'),
+     'How far a record''s time stamp may lie ahead of the server''s clock, in ms. Not used with '
+     'LogAppendTime.'),
     ('message.timestamp.before.max.ms', 'long', '9223372036854775807', 0, 9223372036854775807, null,
-     'How far a record''s time stamp may lie behind the server''s clock, in ms. Not used with LogAppendTime.'),
+     'How far a record''s time stamp may lie behind the server''s clock, in ms. Not used with '
+     'LogAppendTime.'),
     ('message.timestamp.type', 'string', 'CreateTime', null, null, '{CreateTime,LogAppendTime}',
      'Whose clock stamps the records: the producer''s, or the server''s when it appends them.'),
     ('min.cleanable.dirty.ratio', 'double', '0.5', 0, 1, null,
@@ -32,9 +37,11 @@ from (values
     ('retention.ms', 'long', '604800000', -1, 9223372036854775807, null,
      'The age at which segments are dropped, in ms; -1: never.'),
     ('segment.bytes', 'int', '1073741824', 14, 2147483647, null,
-     'The size at which a partition makes its topic go on to the next segment, in bytes; the batch that reaches it is the last.'),
+     'The size at which a partition makes its topic go on to the next segment, in bytes; the batch that '
+     'reaches it is the last.'),
     ('segment.jitter.ms', 'long', '0', 0, 9223372036854775807, null,
-     'At most this much is subtracted at random from segment.ms, so that topics do not change segments all at once.'),
+     'At most this much is subtracted at random from segment.ms, so that topics do not change segments all '
+     'at once.'),
     ('segment.ms', 'long', '604800000', 1, 9223372036854775807, null,
      'The age at which a segment with records is closed, in ms, even if it is small.')
 ) as d (name, type, "default", minimum, maximum, "values", doc);
@@ -43,15 +50,16 @@ from (values
 -- none.
 create or replace function config_definition(name text) returns topic_config
 language plpgsql stable set search_path from current as $$
-#variable_conflict use_column
 declare
     definition topic_config;
+    known text[];
 begin
-    select * into definition from topic_config c where c.name = config_definition.name;
+    select c.* into definition from topic_config c where c.name = config_definition.name;
     if not found then
-        perform raise_error('LS004', format('unknown topic config %s', coalesce(to_json(left(config_definition.name, 100))::text, 'null')),
-            jsonb_build_object('config', config_definition.name, 'known', (select jsonb_agg(c.name order by c.name) from topic_config c)),
-            'The configs are: ' || (select string_agg(c.name, ', ' order by c.name) from topic_config c) || '.');
+        known := array(select c.name from topic_config c order by c.name);
+        perform raise_error('LS004', format('unknown topic config %s', shown(name)),
+            jsonb_build_object('config', name, 'known', to_jsonb(known)),
+            format('The configs are: %s.', array_to_string(known, ', ')));
     end if;
     return definition;
 end
@@ -62,41 +70,49 @@ $$;
 create or replace function checked_config(name text, value text) returns text
 language plpgsql stable set search_path from current as $$
 declare
-    definition topic_config := config_definition(name);
+    definition constant topic_config := config_definition(name);
+    given constant jsonb := jsonb_build_object('config', name, 'value', value);
     number numeric;
     items text[];
 begin
-    if definition.name = 'compression.type' and checked_config.value in ('gzip', 'snappy', 'zstd') then
-        perform raise_error('LS011', format('compression.type=%s is not available: the server compresses, and it has no such codec', checked_config.value),
-            jsonb_build_object('config', name, 'value', checked_config.value), 'Use lz4 or uncompressed.');
+    if name = 'compression.type' and value in ('gzip', 'snappy', 'zstd') then
+        perform raise_error('LS011',
+            format('compression.type=%s is not available: the server compresses, without that codec', value),
+            given, 'Use lz4 or uncompressed.');
     end if;
+
     if definition.type in ('int', 'long', 'double') then
-        if checked_config.value ~ '^\s*[-+]?[0-9]{1,30}(\.[0-9]{1,30})?\s*$' then
-            number := checked_config.value;
+        if value ~ '^\s*[-+]?[0-9]{1,30}(\.[0-9]{1,30})?\s*$' then
+            number := value;
         end if;
         if (number between definition.minimum and definition.maximum) is not true
            or (definition.type <> 'double' and number <> trunc(number)) then
-            perform raise_error('LS004', format('%s has to be %s from %s to %s, not %s', definition.name,
-                    case definition.type when 'double' then 'a number' else 'a whole number' end,
-                    definition.minimum, definition.maximum, coalesce(to_json(left(checked_config.value, 100))::text, 'null')),
-                jsonb_build_object('config', definition.name, 'value', checked_config.value, 'minimum', definition.minimum, 'maximum', definition.maximum), null);
+            perform raise_error('LS004',
+                format('%s has to be a %snumber from %s to %s, not %s', name,
+                    case when definition.type <> 'double' then 'whole ' end,
+                    definition.minimum, definition.maximum, shown(value)),
+                given || jsonb_build_object('minimum', definition.minimum, 'maximum', definition.maximum),
+                null);
         end if;
         return case definition.type when 'double' then trim_scale(number) else trunc(number) end::text;
     end if;
-    items := case definition.type
-        when 'list' then (select coalesce(array_agg(distinct btrim(item)), '{}') from unnest(string_to_array(checked_config.value, ',')) item)
-        else array[checked_config.value] end;
-    if checked_config.value is null or not items <@ definition."values" then
-        perform raise_error('LS004', format('%s has to be %s of %s, not %s', definition.name,
-                case definition.type when 'list' then 'empty or some' else 'one' end, array_to_string(definition."values", ', '),
-                coalesce(to_json(left(checked_config.value, 100))::text, 'null')),
-            jsonb_build_object('config', definition.name, 'value', checked_config.value, 'values', to_jsonb(definition."values")), null);
+
+    items := case definition.type when 'list' then regexp_split_to_array(nullif(btrim(value), ''), '\s*,\s*')
+                                  else array[value] end;
+    if value is null or not coalesce(items <@ definition."values", true) then
+        perform raise_error('LS004',
+            format('%s has to be %s of %s, not %s', name,
+                case definition.type when 'list' then 'empty or some' else 'one' end,
+                array_to_string(definition."values", ', '), shown(value)),
+            given || jsonb_build_object('values', to_jsonb(definition."values")), null);
     end if;
-    if definition.name = 'compression.type' and checked_config.value = 'lz4' and not lz4_available() then
-        perform raise_error('LS011', 'compression.type=lz4 is not available: this server was built without lz4',
-            jsonb_build_object('config', definition.name, 'value', checked_config.value), 'Use a PostgreSQL built --with-lz4, or compression.type=uncompressed.');
+    if name = 'compression.type' and value = 'lz4' and not lz4_available() then
+        perform raise_error('LS011', 'compression.type=lz4 is not available: the server was built without it',
+            given, 'Use a PostgreSQL built --with-lz4, or compression.type=uncompressed.');
     end if;
-    return array_to_string(array(select u.v from unnest(definition."values") with ordinality as u (v, n) where u.v = any (items) order by u.n), ',');
+    return array_to_string(array(
+        select u.v from unnest(definition."values") with ordinality as u (v, n)
+        where u.v = any (items) order by u.n), ',');
 end
 $$;
 
@@ -119,10 +135,15 @@ begin
     end loop;
     for config, value in select * from jsonb_each(coalesce(set_configs, '{}')) loop
         if jsonb_typeof(value) in ('object', 'array') then
-            perform raise_error('LS004', format('the value of %s has to be a string or a number', to_json(config)), jsonb_build_object('config', config), null);
+            perform raise_error('LS004',
+                format('the value of %s has to be a string or a number', shown(config)),
+                jsonb_build_object('config', config), null);
+        elsif jsonb_typeof(value) = 'null' then
+            perform config_definition(config);
+            changed := changed - config;
+        else
+            changed := changed || jsonb_build_object(config, checked_config(config, value #>> '{}'));
         end if;
-        changed := case jsonb_typeof(value) when 'null' then changed - (config_definition(config)).name
-                                            else changed || jsonb_build_object(config, checked_config(config, value #>> '{}')) end;
     end loop;
     return changed;
 end
@@ -139,15 +160,17 @@ end;
 -- Takes no lock, reads the topic's row, writes nothing, returns every config with its value and definition.
 -- LS001: no such topic.
 create or replace function describe_configs(topic text)
-returns table (name text, value text, "default" text, is_default boolean, type text, "values" text[], minimum text, maximum text, doc text)
+returns table (name text, value text, "default" text, is_default boolean, type text, "values" text[],
+               minimum text, maximum text, doc text)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 declare
-    overrides jsonb := (select t.configs from topic t where t.topic_id = topic_id_of(describe_configs.topic));
+    overrides constant jsonb := (
+        select t.configs from topic t where t.topic_id = topic_id_of(describe_configs.topic));
 begin
     return query
-        select c.name, coalesce(overrides ->> c.name, c."default"), c."default", not overrides ? c.name, c.type, c."values",
-               c.minimum::text, c.maximum::text, c.doc
+        select c.name, coalesce(overrides ->> c.name, c."default"), c."default", not overrides ? c.name,
+               c.type, c."values", c.minimum::text, c.maximum::text, c.doc
         from topic_config c order by c.name;
 end
 $$;

@@ -7,6 +7,12 @@ begin
     if hint is null then
         raise exception using errcode = code, message = message, detail = coalesce(detail, '{}')::text;
     end if;
-    raise exception using errcode = code, message = message, detail = coalesce(detail, '{}')::text, hint = hint;
+    raise exception using
+        errcode = code, message = message, detail = coalesce(detail, '{}')::text, hint = hint;
 end
 $$;
+
+-- Takes no lock, reads and writes nothing, returns value as a message shows it: quoted, and not too long.
+create or replace function shown(value text) returns text
+language sql immutable set search_path from current
+return coalesce(to_json(left(value, 260))::text, 'null');

@@ -1,37 +1,39 @@
--- The read path of the clients. Statements are made for the leaves that are needed, and only for those, so that a read opens
--- and locks nothing else, however many topics there are. In each leaf one statement serves all the partitions wanted from it.
+-- The read path of the clients. Statements are made for the leaves that are needed, and only for those, so
+-- that a read opens and locks nothing else, however many topics there are.
 
--- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, in one snapshot; writes nothing;
--- returns for each wanted partition, in no order, its row, its end and the running values of its last batch (null: none in
--- the active segment). log_start is null: no such partition.
+-- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, in one snapshot;
+-- writes nothing; returns for each wanted partition, in no order, its row, its end and the running values of
+-- its last batch (null: none in the active segment). log_start is null: no such partition.
 create or replace function partition_tips(topic_ids int4[], partitions int4[])
-returns table (idx int4, topic_id int4, "partition" int4, segment int4, segment_start int8, log_start int8, end_offset int8,
-               leader_epoch int4, bytes int8, min_timestamp int8, max_timestamp int8, disorder int8)
+returns table (idx int4, topic_id int4, "partition" int4, segment int4, segment_start int8, log_start int8,
+               end_offset int8, leader_epoch int4, bytes int8, min_timestamp int8, max_timestamp int8,
+               disorder int8)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     crowded int4[] := '{}';
     leaf record;
 begin
-    -- Planning takes most of the time: a statement for one partition of a leaf is planned in a quarter of the time of one for
-    -- any number of them.
+    -- Planning takes most of the time: a statement for one partition of a leaf is planned in a quarter of the
+    -- time of one for any number of them.
     if cardinality(topic_ids) > 12 then
         crowded := array(select t from unnest(topic_ids) t group by t having count(*) > 12);
     end if;
-    for i in 1 .. cardinality(topic_ids) loop
+    for i in 1 .. coalesce(cardinality(topic_ids), 0) loop
         idx := i;
         topic_id := topic_ids[i];
         "partition" := partitions[i];
         select p.segment, p.segment_start, p.log_start, p.leader_epoch, null, null, null, null, null
-        into segment, segment_start, log_start, leader_epoch, end_offset, bytes, min_timestamp, max_timestamp, disorder
+        into segment, segment_start, log_start, leader_epoch,
+             end_offset, bytes, min_timestamp, max_timestamp, disorder
         from topic_partition p where p.topic_id = topic_ids[i] and p.partition = partitions[i];
         if to_regclass('b_' || topic_ids[i] || '_' || segment) is null then
             log_start := null;
         elsif topic_ids[i] = any (crowded) then
             continue;
         else
-            execute format('select b.last_offset + 1, b.segment_bytes, b.segment_min_timestamp, b.segment_max_timestamp,
-                                   b.segment_disorder
+            execute format('select b.last_offset + 1, b.segment_bytes, b.segment_min_timestamp,
+                                   b.segment_max_timestamp, b.segment_disorder
                             from %I b where b.partition = $1 order by b.last_offset desc limit 1',
                            'b_' || topic_ids[i] || '_' || segment)
             into end_offset, bytes, min_timestamp, max_timestamp, disorder using partitions[i];
@@ -42,8 +44,8 @@ begin
 
     if crowded <> '{}' then
         for leaf in
-            select p.topic_id, 'b_' || p.topic_id || '_' || p.segment as name, array_agg(w.idx::int4) as idxs,
-                   array_agg(p.partition) as partitions
+            select p.topic_id, 'b_' || p.topic_id || '_' || p.segment as name,
+                   array_agg(w.idx::int4) as idxs, array_agg(p.partition) as partitions
             from unnest(topic_ids, partitions) with ordinality as w (topic_id, partition, idx)
             join topic_partition p on p.topic_id = w.topic_id and p.partition = w.partition
             where p.topic_id = any (crowded)
@@ -51,45 +53,53 @@ begin
         loop
             return query execute format($leaf$
                 select w.idx, p.topic_id, p.partition, p.segment, p.segment_start, p.log_start,
-                       coalesce(t.last_offset + 1, p.segment_start), p.leader_epoch, t.segment_bytes, t.segment_min_timestamp,
-                       t.segment_max_timestamp, t.segment_disorder
+                       coalesce(t.last_offset + 1, p.segment_start), p.leader_epoch, t.segment_bytes,
+                       t.segment_min_timestamp, t.segment_max_timestamp, t.segment_disorder
                 from unnest($1, $2) as w (idx, partition)
                 join topic_partition p on p.topic_id = $3 and p.partition = w.partition
                 left join lateral (
-                    select b.last_offset, b.segment_bytes, b.segment_min_timestamp, b.segment_max_timestamp, b.segment_disorder
-                    from %I b where b.partition = w.partition order by b.last_offset desc limit 1) t on true $leaf$, leaf.name)
+                    select b.last_offset, b.segment_bytes, b.segment_min_timestamp, b.segment_max_timestamp,
+                           b.segment_disorder
+                    from %I b where b.partition = w.partition order by b.last_offset desc limit 1) t on true
+                $leaf$, leaf.name)
                 using leaf.idxs, leaf.partitions, leaf.topic_id;
         end loop;
     end if;
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, in one snapshot; writes nothing;
--- returns for the i-th wanted partition the offsets between which it can be read (null: no such partition).
+-- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, in one snapshot;
+-- writes nothing; returns for the i-th wanted partition the offsets between which it can be read (null: no
+-- such partition).
 create or replace function high_watermarks(topic_ids int4[], partitions int4[])
 returns table (idx int4, log_start int8, high_watermark int8)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 begin
-    return query select t.idx, t.log_start, t.end_offset from partition_tips(topic_ids, partitions) t order by t.idx;
+    return query
+        select t.idx, t.log_start, t.end_offset from partition_tips(topic_ids, partitions) t order by t.idx;
 end
 $$;
 
 -- The shape of what fetch() returns: a view, so that it can be replaced.
 create or replace view fetched as
-select null::int4 as idx, null::int8 as log_start, null::int8 as high_watermark, b.base_offset, b.last_offset, b.record_count,
-       b.leader_epoch, b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records, b.header_keys,
-       b.header_values, b.offset_deltas, b.size_bytes
+select null::int4 as idx, null::int8 as log_start, null::int8 as high_watermark, b.base_offset, b.last_offset,
+       b.record_count, b.leader_epoch, b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values",
+       b.header_records, b.header_keys, b.header_values, b.offset_deltas, b.size_bytes
 from batches b where false;
 
--- Takes no lock beyond ACCESS SHARE; reads the partitions' rows, the last batch of each and, from each one's offset on, batches
--- of the segment that holds that offset, in one snapshot; writes nothing. Returns for each wanted partition, in order, one row
--- with its log_start and high_watermark and base_offset null (log_start null: no such partition), then its batches: whole
--- ones, in order, as many as fit max_partition_bytes (but at least one) and what max_bytes leaves of them (but at least one
--- of all). An offset out of range brings no batch.
-create or replace function "fetch"(topic_ids int4[], partitions int4[], offsets int8[], max_bytes int4, max_partition_bytes int4)
+-- Takes no lock beyond ACCESS SHARE; reads the partitions' rows, the last batch of each and, from each one's
+-- offset on, batches of the segment that holds that offset, in one snapshot; writes nothing. Returns for each
+-- wanted partition, in order, one row with its log_start and high_watermark and base_offset null (log_start
+-- null: no such partition), then its batches: whole ones, in order, as many as fit max_partition_bytes (but
+-- at least one) and what is left of max_bytes (but at least one of all). An offset out of range brings no
+-- batch.
+create or replace function "fetch"(
+    topic_ids int4[], partitions int4[], offsets int8[], max_bytes int4, max_partition_bytes int4)
 returns setof fetched
-language plpgsql stable security definer set search_path from current set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable security definer set search_path from current
+-- The server may know nothing of a new leaf; its index is the way whatever it believes.
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     part record;
     leaf text;
@@ -98,7 +108,9 @@ declare
     begun boolean := false;
     got int8;
 begin
-    for part in select t.*, offsets[t.idx] as "offset" from partition_tips(topic_ids, partitions) t order by t.idx loop
+    for part in
+        select t.*, offsets[t.idx] as "offset" from partition_tips(topic_ids, partitions) t order by t.idx
+    loop
         batch := null;
         batch.idx := part.idx;
         batch.log_start := part.log_start;
@@ -106,18 +118,20 @@ begin
         return next batch;
         continue when (part."offset" >= part.log_start and part."offset" < part.end_offset
                        and (remaining > 0 or not begun)) is not true;
-        leaf := 'b_' || part.topic_id || '_' || case when part."offset" >= part.segment_start then part.segment
+        leaf := 'b_' || part.topic_id || '_' || case
+            when part."offset" >= part.segment_start then part.segment
             else (select s.segment from sealed_segment s
-                  where s.topic_id = part.topic_id and s.partition = part.partition and s.last_offset >= part."offset"
+                  where s.topic_id = part.topic_id and s.partition = part.partition
+                    and s.last_offset >= part."offset"
                   order by s.last_offset limit 1) end;
         continue when to_regclass(leaf) is null;
         got := 0;
-        -- Rows come as the loop goes on, so leaving it leaves the others unread; their arrays stay where they are until the
-        -- rows are sent.
+        -- Rows come as the loop goes on, so leaving it leaves the others unread; their arrays stay where they
+        -- are until the rows are sent.
         for batch in execute format($batches$
-            select $3, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch, b.timestamp_type,
-                   b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records, b.header_keys, b.header_values,
-                   b.offset_deltas, b.size_bytes
+            select $3, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch,
+                   b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records,
+                   b.header_keys, b.header_values, b.offset_deltas, b.size_bytes
             from %I b where b.partition = $1 and b.last_offset >= $2 order by b.last_offset $batches$, leaf)
             using part.partition, part."offset", part.idx
         loop

@@ -11,9 +11,10 @@ end;
 -- tells which functions are installed; a client behind a pooler sees a backend_pid that is not its
 -- connection's.
 create or replace function info()
-returns table (revision text, fingerprint text, server_version_num int4, is_in_recovery boolean, backend_pid int4, lz4 boolean)
+returns table (revision text, fingerprint text, server_version_num int4, is_in_recovery boolean,
+               backend_pid int4, lz4 boolean)
 language sql stable security definer set search_path from current
 begin atomic
-    select schema_version(), schema_fingerprint(), pg_catalog.current_setting('server_version_num')::int4, pg_catalog.pg_is_in_recovery(),
-           pg_catalog.pg_backend_pid(), lz4_available();
+    select schema_version(), schema_fingerprint(), pg_catalog.current_setting('server_version_num')::int4,
+           pg_catalog.pg_is_in_recovery(), pg_catalog.pg_backend_pid(), lz4_available();
 end;

@@ -4,21 +4,25 @@
 -- the index; writes nothing; returns the last offset of the first batch up to and with which the largest time
 -- stamp is "timestamp" or more: no earlier batch of the segment has such a record. Null: nor has any later
 -- one.
-create or replace function time_position(topic_id int4, segment int4, "partition" int4, "timestamp" int8) returns int8
+create or replace function time_position(
+    topic_id int4, segment int4, "partition" int4, "timestamp" int8) returns int8
 language plpgsql stable strict set search_path from current as $$
 declare
     found_at int8;
 begin
     execute format($search$
         with recursive search (low, high, found_at) as (
-            (select 0::int8, b.last_offset, null::int8 from %1$I b where b.partition = $1 order by b.last_offset desc limit 1)
+            (select 0::int8, b.last_offset, null::int8
+             from %1$I b where b.partition = $1 order by b.last_offset desc limit 1)
             union all
             select case when m.late then s.low else m.last_offset + 1 end,
                    case when m.late then (s.low + s.high) / 2 - 1 else s.high end,
                    case when m.late then m.last_offset else s.found_at end
             from search s
-            cross join lateral (select b.last_offset, b.segment_max_timestamp >= $2 as late from %1$I b
-                                where b.partition = $1 and b.last_offset >= (s.low + s.high) / 2 order by b.last_offset limit 1) m
+            cross join lateral (
+                select b.last_offset, b.segment_max_timestamp >= $2 as late from %1$I b
+                where b.partition = $1 and b.last_offset >= (s.low + s.high) / 2
+                order by b.last_offset limit 1) m
             where s.low <= s.high)
         select min(found_at) from search $search$, 'b_' || topic_id || '_' || segment)
     into found_at using "partition", "timestamp";
@@ -29,7 +33,9 @@ $$;
 -- Takes no lock beyond ACCESS SHARE; reads the catalog, searches the segments that may have it, from the log
 -- start on; writes nothing; returns the first record with this time stamp or a later one: all null if there
 -- is none.
-create or replace function offset_for_time(p topic_partition, "timestamp" int8, out "offset" int8, out found_timestamp int8, out leader_epoch int4)
+create or replace function offset_for_time(
+    p topic_partition, "timestamp" int8,
+    out "offset" int8, out found_timestamp int8, out leader_epoch int4)
 language plpgsql stable set search_path from current as $$
 declare
     candidate int4;
@@ -37,7 +43,8 @@ begin
     for candidate in
         select u.segment
         from (select s.segment, s.last_offset from sealed_segment s
-              where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start and s.max_timestamp >= "timestamp"
+              where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start
+                and s.max_timestamp >= "timestamp"
               union all select p.segment, 9223372036854775807) u
         order by u.last_offset
     loop
@@ -46,21 +53,24 @@ begin
             from %I b
             cross join lateral (
                 select u.ordinal, u.at
-                from (select i as ordinal, b.max_timestamp as at from generate_series(1, b.record_count) i where b.timestamps is null
+                from (select i as ordinal, b.max_timestamp as at
+                      from generate_series(1, b.record_count) i where b.timestamps is null
                       union all select i, t from unnest(b.timestamps) with ordinality w (t, i)) u
                 where u.at >= $2 and b.base_offset + coalesce(b.offset_deltas[u.ordinal], u.ordinal - 1) >= $4
                 order by u.ordinal limit 1) r
             where b.partition = $1 and b.last_offset >= $3 and b.max_timestamp >= $2
             order by b.last_offset limit 1 $record$, 'b_' || p.topic_id || '_' || candidate)
         into "offset", found_timestamp, leader_epoch
-        using p.partition, "timestamp", greatest(time_position(p.topic_id, candidate, p.partition, "timestamp"), p.log_start), p.log_start;
+        using p.partition, "timestamp",
+              greatest(time_position(p.topic_id, candidate, p.partition, "timestamp"), p.log_start),
+              p.log_start;
         exit when "offset" is not null;
     end loop;
 end
 $$;
 
--- Takes no lock, reads the catalog, writes nothing, returns the segment in which the partition keeps offset (or the next one
--- that it has).
+-- Takes no lock, reads the catalog, writes nothing, returns the segment in which the partition keeps offset
+-- (or the next one that it has).
 create or replace function segment_of(p topic_partition, "offset" int8) returns int4
 language plpgsql stable set search_path from current as $$
 begin
@@ -91,8 +101,10 @@ begin
     where u.segment > begun;
     execute format($begun$
         select max(case when b.base_offset >= $2 or b.timestamps is null then b.max_timestamp
-                        else (select max(t) from unnest(b.timestamps) with ordinality w (t, i) where b.base_offset + coalesce(b.offset_deltas[i], i - 1) >= $2) end)
-        from %I b where b.partition = $1 and b.last_offset >= $2 $begun$, 'b_' || p.topic_id || '_' || begun)
+                        else (select max(t) from unnest(b.timestamps) with ordinality w (t, i)
+                              where b.base_offset + coalesce(b.offset_deltas[i], i - 1) >= $2) end)
+        from %I b where b.partition = $1 and b.last_offset >= $2 $begun$,
+        'b_' || p.topic_id || '_' || begun)
     into in_begun using p.partition, p.log_start;
     return greatest(largest, in_begun);
 end
@@ -111,18 +123,26 @@ declare
     wanted record;
     p topic_partition;
 begin
-    for wanted in select t.*, specs[t.idx] as spec from partition_tips(topic_ids, partitions) t order by t.idx loop
+    for wanted in
+        select t.*, specs[t.idx] as spec from partition_tips(topic_ids, partitions) t order by t.idx
+    loop
         if wanted.log_start is null then
             perform no_partition(wanted.topic_id, wanted.partition);
         elsif (wanted.spec >= -3) is not true then
-            perform raise_error('LS012', format('there is no offset spec %s', wanted.spec), jsonb_build_object('spec', wanted.spec),
+            perform raise_error('LS012', format('there is no offset spec %s', wanted.spec),
+                jsonb_build_object('spec', wanted.spec),
                 'Use -1 (latest), -2 (earliest), -3 (max timestamp) or milliseconds since the epoch.');
         elsif wanted.spec in (-1, -2) then
-            return query values (wanted.idx, case wanted.spec when -1 then wanted.end_offset else wanted.log_start end, null::int8, wanted.leader_epoch);
+            return query values (
+                wanted.idx, case wanted.spec when -1 then wanted.end_offset else wanted.log_start end,
+                null::int8, wanted.leader_epoch);
         else
-            select * into p from topic_partition q where q.topic_id = wanted.topic_id and q.partition = wanted.partition;
-            return query select wanted.idx, o."offset", o.found_timestamp, o.leader_epoch
-                from offset_for_time(p, case wanted.spec when -3 then largest_timestamp(p) else wanted.spec end) o;
+            select q.* into p from topic_partition q
+            where q.topic_id = wanted.topic_id and q.partition = wanted.partition;
+            return query
+                select wanted.idx, o."offset", o.found_timestamp, o.leader_epoch
+                from offset_for_time(
+                    p, case wanted.spec when -3 then largest_timestamp(p) else wanted.spec end) o;
         end if;
     end loop;
 end
@@ -138,18 +158,23 @@ declare
     start_offset int8;
     end_offset int8;
 begin
-    select p.log_start into start_offset from topic_partition p where p.topic_id = id and p.partition = delete_records.partition for no key update;
+    select p.log_start into start_offset
+    from topic_partition p where p.topic_id = id and p.partition = delete_records.partition for no key update;
     if not found then
         perform no_partition(id, "partition");
     end if;
     select t.end_offset into end_offset from partition_tips(array[id], array["partition"]) t;
     if (before_offset between -1 and end_offset) is not true then
-        perform raise_error('LS006', format('offset %s is beyond the end of partition %s of topic %s, which is %s', before_offset, "partition", topic, end_offset),
-            jsonb_build_object('topic', topic, 'partition', "partition", 'offset', before_offset, 'log_start', start_offset, 'high_watermark', end_offset), null);
+        perform raise_error('LS006',
+            format('partition %s of topic %s ends at offset %s, so %s cannot be its start', "partition",
+                topic, end_offset, coalesce(before_offset::text, 'null')),
+            jsonb_build_object('topic', topic, 'partition', "partition", 'offset', before_offset,
+                'log_start', start_offset, 'high_watermark', end_offset), null);
     end if;
     before_offset := case before_offset when -1 then end_offset else before_offset end;
     if before_offset > start_offset then
-        update topic_partition p set log_start = before_offset where p.topic_id = id and p.partition = delete_records.partition;
+        update topic_partition p set log_start = before_offset
+        where p.topic_id = id and p.partition = delete_records.partition;
         return before_offset;
     end if;
     return start_offset;

@@ -1,23 +1,28 @@
 -- Reading a part of the log with SQL.
 
--- Takes no lock, reads and writes nothing, returns at in milliseconds since the epoch, rounded up: a time stamp is at or after
--- the one exactly if it is at or after the other.
+-- Takes no lock, reads and writes nothing, returns at in milliseconds since the epoch, rounded up: a time
+-- stamp is at or after the one exactly if it is at or after the other.
 create or replace function milliseconds(at timestamptz) returns int8
 language sql immutable strict set search_path from current
 return case when isfinite(at) then ceil(extract(epoch from at) * 1000)::int8
             when at > '2000-01-01' then 9223372036854775807 else -9223372036854775807 end;
 
--- Takes no lock, reads the topic's partitions, writes nothing, returns their log starts: partition p's is element p + 1. LS001.
+-- Takes no lock, reads the topic's partitions, writes nothing, returns their log starts: partition p's is
+-- element p + 1. LS001.
 create or replace function log_starts(topic text) returns int8[]
 language sql stable security definer set search_path from current
-return (select array_agg(p.log_start order by p.partition) from topic_partition p where p.topic_id = topic_id_of(log_starts.topic));
+return (select array_agg(p.log_start order by p.partition)
+        from topic_partition p where p.topic_id = topic_id_of(log_starts.topic));
 
--- Takes no lock beyond ACCESS SHARE; reads the catalog and, partition after partition, from the index the batches that may
--- have records of the range; stops as soon as they have max_records for certain; writes nothing; returns them in order,
--- their arrays untouched. Bounds are half open, null is no bound. LS001.
-create or replace function read_batches(topic text, "partition" int4, from_offset int8, to_offset int8,
-                                        from_time timestamptz, to_time timestamptz, max_records int8) returns setof batches
-language plpgsql stable security definer set search_path from current set enable_seqscan = off set enable_bitmapscan = off as $$
+-- Takes no lock beyond ACCESS SHARE; reads the catalog and, partition after partition, from the index the
+-- batches that may have records of the range; stops as soon as they have max_records for certain; writes
+-- nothing; returns them in order, their arrays untouched. Bounds are half open, null is no bound. LS001.
+create or replace function read_batches(
+    topic text, "partition" int4, from_offset int8, to_offset int8,
+    from_time timestamptz, to_time timestamptz, max_records int8) returns setof batches
+language plpgsql stable security definer set search_path from current
+-- The server may know nothing of a new leaf; its index is the way whatever it believes.
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     id constant int4 := topic_id_of(topic);
     after constant int8 := milliseconds(from_time);
@@ -31,33 +36,45 @@ declare
 begin
     if "partition" is not null then
         perform no_partition(id, "partition")
-        where not exists (select from topic_partition p where p.topic_id = id and p.partition = read_batches.partition);
+        where not exists (select from topic_partition p
+                          where p.topic_id = id and p.partition = read_batches.partition);
     end if;
-    for part in select t.* from (select array_agg(p.partition order by p.partition) as partitions from topic_partition p
-                                 where p.topic_id = id and (read_batches.partition is null or p.partition = read_batches.partition)) a
-                cross join lateral partition_tips(array_fill(id, array[cardinality(a.partitions)]), a.partitions) t
-                order by t.partition
+    for part in
+        select t.*
+        from (select array_agg(p.topic_id) as topics, array_agg(p.partition) as partitions
+              from topic_partition p
+              where p.topic_id = id
+                and (read_batches.partition is null or p.partition = read_batches.partition)) a
+        cross join lateral partition_tips(a.topics, a.partitions) t
+        order by t.partition
     loop
-        for leaf in select u.* from (
-                select s.segment, s.first_offset, s.last_offset, s.min_timestamp, s.max_timestamp, s.disorder
-                from sealed_segment s where s.topic_id = id and s.partition = part.partition
-                union all
-                select part.segment, part.segment_start, part.end_offset - 1, part.min_timestamp, part.max_timestamp, part.disorder) u
+        for leaf in
+            select u.*
+            from (select s.segment, s.first_offset, s.last_offset, s.min_timestamp, s.max_timestamp,
+                         s.disorder
+                  from sealed_segment s where s.topic_id = id and s.partition = part.partition
+                  union all
+                  select part.segment, part.segment_start, part.end_offset - 1, part.min_timestamp,
+                         part.max_timestamp, part.disorder) u
             where u.first_offset <= u.last_offset and u.last_offset >= greatest(part.log_start, from_offset)
               and (to_offset is null or u.first_offset < to_offset)
               and (after is null or u.max_timestamp >= after) and (before is null or u.min_timestamp < before)
             order by u.last_offset
         loop
-            start_offset := greatest(part.log_start, from_offset, time_position(id, leaf.segment, part.partition, after));
-            -- No record lies further than disorder behind the running maximum, so from there on all are too late.
+            start_offset := greatest(
+                part.log_start, from_offset, time_position(id, leaf.segment, part.partition, after));
+            -- No record lies further than disorder behind the running maximum, so from there on all are too
+            -- late.
             stop_offset := time_position(id, leaf.segment, part.partition, before + leaf.disorder);
             for batch in execute format($batches$
                 select b.* from %1$I b
                 where b.partition = $1 and b.last_offset >= $2 and b.last_offset < $3
-                  and b.last_offset <= coalesce((select l.last_offset from %1$I l where l.partition = $1 and l.last_offset >= $4
-                                                 order by l.last_offset limit 1), $3)
+                  and b.last_offset <= coalesce(
+                      (select l.last_offset from %1$I l where l.partition = $1 and l.last_offset >= $4
+                       order by l.last_offset limit 1), $3)
                 order by b.last_offset $batches$, 'b_' || id || '_' || leaf.segment)
-                using part.partition, start_offset, coalesce(stop_offset, 9223372036854775807), coalesce(to_offset, 9223372036854775807) - 1
+                using part.partition, start_offset, coalesce(stop_offset, 9223372036854775807),
+                      coalesce(to_offset, 9223372036854775807) - 1
             loop
                 continue when batch.max_timestamp < after;
                 exit when wanted <= 0;
@@ -75,15 +92,18 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads what read_batches() finds; writes nothing; returns the records of the topic (or of
--- one partition) from from_offset to before to_offset, with a time stamp from from_time to before to_time, in order of
--- partition and offset, at most max_records; columns as in the view records. To be inlined: what is not asked for is not made.
+-- Takes no lock beyond ACCESS SHARE; reads what read_batches() finds; writes nothing; returns the records of
+-- the topic (or of one partition) from from_offset to before to_offset, with a time stamp from from_time to
+-- before to_time, in order of partition and offset, at most max_records; columns as in the view records. To
+-- be inlined: what is not asked for is not made.
 do $install$
 begin
     execute format($read$
-        create or replace function read(topic text, "partition" int4 default null, from_offset int8 default null, to_offset int8 default null,
-                                        from_time timestamptz default null, to_time timestamptz default null, max_records int8 default null)
-        returns setof records
+        create or replace function read(
+            topic text, "partition" int4 default null,
+            from_offset int8 default null, to_offset int8 default null,
+            from_time timestamptz default null, to_time timestamptz default null,
+            max_records int8 default null) returns setof records
         language sql stable
         begin atomic
             select q.* from (%s) q
@@ -92,7 +112,10 @@ begin
               and (read.to_time is null or q."timestamp" < read.to_time)
             limit read.max_records;
         end $read$,
-        records_query('read.topic', 'greatest((select log_starts(read.topic))[b.partition + 1], read.from_offset)', 'read_batches(
-            read.topic, read.partition, read.from_offset, read.to_offset, read.from_time, read.to_time, read.max_records) b'));
+        records_query(
+            'read.topic',
+            'greatest((select log_starts(read.topic))[b.partition + 1], read.from_offset)',
+            'read_batches(read.topic, read.partition, read.from_offset, read.to_offset, read.from_time,
+                          read.to_time, read.max_records) b'));
 end
 $install$;

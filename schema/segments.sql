@@ -7,7 +7,8 @@ language sql volatile set search_path from current
 begin atomic
     select least(
         floor(extract(epoch from created_at) * 1000) + (configs ->> 'segment.ms')::numeric
-            - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric, (configs ->> 'segment.ms')::numeric)),
+            - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric,
+                                              (configs ->> 'segment.ms')::numeric)),
         9223372036854775807)::int8;
 end;
 
@@ -20,19 +21,25 @@ language plpgsql volatile set search_path from current as $$
 declare
     parent text := 'b_' || add_segment.topic_id;
     leaf text := parent || '_' || add_segment.segment;
-    compressed boolean := (select t.configs ->> 'compression.type' = 'lz4' from topic t where t.topic_id = add_segment.topic_id);
+    compressed boolean := (
+        select t.configs ->> 'compression.type' = 'lz4' from topic t where t.topic_id = add_segment.topic_id);
     arrays text;
 begin
     -- Batches of up to 8 kB stay in the row; the TOAST table is for the large ones.
-    execute format('create table %I (like batches including all) with (%s vacuum_truncate = off, toast.vacuum_truncate = off)', leaf,
-        case when compressed then '' else 'toast_tuple_target = 8160,' end);
+    execute format('create table %I (like batches including all)
+                    with (%s vacuum_truncate = off, toast.vacuum_truncate = off)', leaf,
+                   case when compressed then '' else 'toast_tuple_target = 8160,' end);
     if compressed then
-        select string_agg(format('alter %1$I set storage extended, alter %1$I set compression lz4', a.attname), ', ') into arrays
-        from pg_catalog.pg_attribute a where a.attrelid = leaf::regclass and a.attnum > 0 and a.attstorage = 'e';
+        select string_agg(
+            format('alter %1$I set storage extended, alter %1$I set compression lz4', a.attname), ', ')
+        into arrays
+        from pg_catalog.pg_attribute a
+        where a.attrelid = leaf::regclass and a.attnum > 0 and a.attstorage = 'e';
         execute format('alter table %I %s', leaf, arrays);
     end if;
     execute format('create unique index %I on %I (partition, last_offset)', leaf || '_offset', leaf);
-    execute format('alter table %I attach partition %I for values in (%s)', parent, leaf, add_segment.segment);
+    execute format('alter table %I attach partition %I for values in (%s)', parent, leaf,
+                   add_segment.segment);
     insert into topic_segment (topic_id, segment) values (add_segment.topic_id, add_segment.segment);
 end
 $$;
@@ -55,7 +62,8 @@ begin
         return active;
     end if;
     perform add_segment(roll_segment.topic_id, next_segment);
-    update topic t set active_segment = next_segment, roll_at = roll_time(effective_configs(t.configs), clock_timestamp())
+    update topic t
+    set active_segment = next_segment, roll_at = roll_time(effective_configs(t.configs), clock_timestamp())
     where t.topic_id = roll_segment.topic_id;
     return next_segment;
 end
@@ -64,17 +72,21 @@ $$;
 -- Needs the partition's row lock, which append() holds; reads the last batch of the segment that the
 -- partition leaves, writes that segment's catalog row and the partition's, returns the offset at which the
 -- partition enters the next segment.
-create or replace function enter_segment(topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
+create or replace function enter_segment(
+    topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
 declare
     end_offset int8;
 begin
-    execute format('insert into sealed_segment (topic_id, partition, segment, first_offset, last_offset, bytes, min_timestamp, max_timestamp, disorder)
-                    select topic_id, partition, segment, $2, last_offset, segment_bytes, segment_min_timestamp, segment_max_timestamp, segment_disorder
+    execute format('insert into sealed_segment (topic_id, partition, segment, first_offset, last_offset,
+                                                bytes, min_timestamp, max_timestamp, disorder)
+                    select topic_id, partition, segment, $2, last_offset, segment_bytes,
+                           segment_min_timestamp, segment_max_timestamp, segment_disorder
                     from %I where partition = $1 order by last_offset desc limit 1
-                    returning last_offset + 1', 'b_' || enter_segment.topic_id || '_' || enter_segment.segment)
-        into end_offset using enter_segment.partition, enter_segment.segment_start;
+                    returning last_offset + 1',
+                   'b_' || enter_segment.topic_id || '_' || enter_segment.segment)
+    into end_offset using enter_segment.partition, enter_segment.segment_start;
     end_offset := coalesce(end_offset, enter_segment.segment_start);
     update topic_partition set segment = next_segment, segment_start = end_offset
     where topic_id = enter_segment.topic_id and partition = enter_segment.partition;

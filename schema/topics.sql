@@ -10,7 +10,8 @@ declare
 begin
     select t.topic_id into id from topic t where t.name = topic_id_of.topic;
     if not found then
-        perform raise_error('LS001', format('there is no topic %s', coalesce(to_json(left(topic_id_of.topic, 249))::text, 'null')), jsonb_build_object('topic', topic_id_of.topic), null);
+        perform raise_error('LS001', format('there is no topic %s', shown(topic_id_of.topic)),
+            jsonb_build_object('topic', topic_id_of.topic), null);
     end if;
     return id;
 end
@@ -21,7 +22,8 @@ create or replace function check_topic_name(name text) returns void
 language plpgsql immutable set search_path from current as $$
 begin
     if (name ~ '\A[a-zA-Z0-9._-]{1,249}\Z') is not true or name in ('.', '..') then
-        perform raise_error('LS003', format('%s is not a legal topic name', coalesce(to_json(left(name, 260))::text, 'null')), jsonb_build_object('topic', name),
+        perform raise_error('LS003', format('%s is not a legal topic name', shown(name)),
+            jsonb_build_object('topic', name),
             'A name has 1 to 249 of the characters a-z A-Z 0-9 . _ - and is neither ''.'' nor ''..''.');
     end if;
 end
@@ -57,14 +59,17 @@ begin atomic
         timestamp_after_max = (c.configs ->> 'message.timestamp.after.max.ms')::int8,
         min_insync_replicas = (c.configs ->> 'min.insync.replicas')::int2,
         roll_at = roll_time(c.configs, s.created_at)
-    from topic_segment s, lateral (select effective_configs(t2.configs) as configs from topic t2 where t2.topic_id = compile_configs.topic_id) c
+    from topic_segment s,
+         lateral (select effective_configs(u.configs) as configs from topic u
+                  where u.topic_id = compile_configs.topic_id) c
     where t.topic_id = compile_configs.topic_id and s.topic_id = t.topic_id and s.segment = t.active_segment;
 end;
 
 -- Locks the parent of all batches in SHARE UPDATE EXCLUSIVE mode (which appends and reads do not notice),
 -- reads the definitions, writes the catalog, makes the topic's tables and view, returns the topic's id.
 -- LS002: the name is taken (with if_not_exists its id is returned), LS003, LS004, LS005, LS011.
-create or replace function create_topic(name text, partitions int4, configs jsonb default null, if_not_exists boolean default false) returns int4
+create or replace function create_topic(
+    name text, partitions int4, configs jsonb default null, if_not_exists boolean default false) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -73,12 +78,16 @@ declare
 begin
     perform check_topic_name(create_topic.name);
     if (create_topic.partitions between 1 and 10000) is not true then
-        perform raise_error('LS005', format('a topic has 1 to 10000 partitions, not %s', create_topic.partitions),
+        perform raise_error('LS005',
+            format('a topic has 1 to 10000 partitions, not %s',
+                coalesce(create_topic.partitions::text, 'null')),
             jsonb_build_object('topic', create_topic.name, 'partitions', create_topic.partitions), null);
     end if;
     overrides := changed_configs('{}', create_topic.configs, null);
 
-    insert into topic (name, partitions, configs, roll_at, segment_bytes, max_message_bytes, timestamp_type, timestamp_before_max, timestamp_after_max, min_insync_replicas)
+    -- compile_configs fills in the rest.
+    insert into topic (name, partitions, configs, roll_at, segment_bytes, max_message_bytes, timestamp_type,
+                       timestamp_before_max, timestamp_after_max, min_insync_replicas)
     values (create_topic.name, create_topic.partitions, overrides, 0, 0, 0, 0, 0, 0, 0)
     on conflict do nothing returning topic_id into id;
     if id is null then
@@ -86,14 +95,16 @@ begin
         if create_topic.if_not_exists and id is not null then
             return id;
         end if;
-        perform raise_error('LS002', format('topic %s exists already', create_topic.name), jsonb_build_object('topic', create_topic.name), null);
+        perform raise_error('LS002', format('topic %s exists already', create_topic.name),
+            jsonb_build_object('topic', create_topic.name), null);
     end if;
 
     execute format('create table %I (like batches including all) partition by list (segment)', 'b_' || id);
     execute format('alter table batches attach partition %I for values in (%s)', 'b_' || id, id);
     perform add_segment(id, 0);
     perform compile_configs(id);
-    insert into topic_partition (topic_id, partition, segment) select id, p, 0 from generate_series(0, create_topic.partitions - 1) p;
+    insert into topic_partition (topic_id, partition, segment)
+    select id, p, 0 from generate_series(0, create_topic.partitions - 1) p;
     perform create_topic_view(id);
     return id;
 end
@@ -123,7 +134,9 @@ declare
     before topic := guarded_topic(name);
 begin
     if (total > before.partitions and total <= 10000) is not true then
-        perform raise_error('LS005', format('topic %s has %s partitions; it can get more, up to 10000, but not %s', name, before.partitions, total),
+        perform raise_error('LS005',
+            format('topic %s has %s partitions; it can get more, up to 10000, but not %s', name,
+                before.partitions, coalesce(total::text, 'null')),
             jsonb_build_object('topic', name, 'partitions', before.partitions, 'total', total), null);
     end if;
     update topic t set partitions = total where t.topic_id = before.topic_id;
@@ -152,10 +165,12 @@ $$;
 -- Takes no lock, reads the catalog, writes nothing, returns the topics that exist among topics (null: all
 -- there are), with their effective configs.
 create or replace function metadata(topics text[])
-returns table (topic text, topic_id int4, partitions int4, timestamp_type int2, max_message_bytes int4, configs jsonb)
+returns table (topic text, topic_id int4, partitions int4, timestamp_type int2, max_message_bytes int4,
+               configs jsonb)
 language sql stable security definer set search_path from current
 begin atomic
-    select t.name, t.topic_id, t.partitions, t.timestamp_type, t.max_message_bytes, effective_configs(t.configs)
+    select t.name, t.topic_id, t.partitions, t.timestamp_type, t.max_message_bytes,
+           effective_configs(t.configs)
     from topic t where metadata.topics is null or t.name = any (metadata.topics)
     order by t.name;
 end;
