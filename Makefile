@@ -46,6 +46,10 @@ format: $(VENV)/.dev ## Write the generated files and format everything
 bench: $(VENV)/.dev ## Measure, against the raw ceiling in the same run
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.dev ## Kill members of a share group at random over 100,000 records (minutes)
+	$(BIN)/python -m tests.support.share_chaos $(ARGS)
+
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
 	$(BIN)/python tools/docker-image/run.py $(ARGS)
