@@ -17,7 +17,8 @@ begin
 end
 $$;
 
--- Takes no lock, reads and writes nothing, returns nothing. LS003: name is not legal by Kafka's rules.
+-- Takes no lock, reads and writes nothing, returns nothing. LS003: name is not legal by Kafka's rules. Kafka
+-- also refuses names that differ only in . and _, for the sake of its metrics; nothing here confuses them.
 create or replace function check_topic_name(name text) returns void
 language plpgsql immutable set search_path from current as $$
 begin
