@@ -6,8 +6,9 @@ code  meaning
 0     done
 1     failed: the server refused for another reason, or a check that the command makes did not hold
 2     usage: a command, option, value or input line is wrong
-3     not found: no such topic, partition or offset
-4     refused: it exists already, the record is too large or not acceptable; trying again will not help
+3     not found: no such topic, partition, offset, group or member
+4     refused: it exists already, the group has members, the record is too large or not acceptable; trying
+      again will not help
 5     unavailable: no server, a time-out, a full disk, too few replicas; the same command may work later
 6     not permitted: wrong user or password, or the user may not do this
 7     schema: the database has no log, an older one or too old a server: see ``logstore db``
@@ -19,6 +20,7 @@ code  meaning
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -59,13 +61,19 @@ BY_CLASS: Final[Mapping[str, int]] = {
     "UnknownTopicOrPartitionError": NOT_FOUND,
     "OffsetOutOfRangeError": NOT_FOUND,
     "NoOffsetForPartitionError": NOT_FOUND,
+    "GroupNotFoundError": NOT_FOUND,
+    "UnknownMemberError": NOT_FOUND,
     "InvalidTopicError": USAGE,
     "InvalidPartitionsError": USAGE,
     "InvalidConfigError": USAGE,
     "ConfigurationError": USAGE,
     "InvalidArgumentError": USAGE,
+    "InvalidGroupError": USAGE,
+    "InvalidSubscriptionError": USAGE,
     "UnsupportedCompressionTypeError": REFUSED,
     "TopicAlreadyExistsError": REFUSED,
+    "GroupNotEmptyError": REFUSED,
+    "CommitFailedError": REFUSED,
     "RecordTooLargeError": REFUSED,
     "InvalidRecordError": REFUSED,
     "InvalidTimestampError": REFUSED,
@@ -130,11 +138,16 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
     """Runs a command line; no exception leaves it.  Returns the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     _show_warnings()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that has no ✓ gets \\u2713, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in argv
     try:
         if (answer := _complete(root)) is not None:
             return answer
-        with root.make_context("logstore", list(argv)) as context:
+        color = False if os.environ.get("NO_COLOR") else None
+        with root.make_context("logstore", list(argv), color=color) as context:
             root.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:

@@ -156,6 +156,8 @@ def produce(
             _report(feed, topic, complete=False)
 
         try:
+            if source.isatty():
+                note("A line is a record; Ctrl-D ends.")
             with told_when_interrupted(tell):
                 for lines in chunks(source, seen):
                     feed.send(lines)

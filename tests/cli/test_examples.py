@@ -1,0 +1,36 @@
+"""Every script of examples/ runs, and runs again on what it left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SAYS = {
+    "first_steps.py": "b'alice' b'hello'",
+    "follow_async.py": "tick 4",
+    "web_log.py": "66.249.73.135 made ",
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == SAYS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_an_example_runs_twice(name: str, database: str) -> None:
+    for _ in range(2):
+        answer = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLES / name)],
+            env={**os.environ, "LOGSTORE_DSN": database},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert SAYS[name] in answer.stdout
