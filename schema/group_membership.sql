@@ -23,6 +23,13 @@ begin
 end
 $$;
 
+-- Takes no lock, reads the groups, writes nothing, returns the id of the group with this name; null: none.
+create or replace function group_id_of("group" text) returns int4
+language sql stable security definer set search_path from current
+begin atomic
+    select g.group_id from log_group g where g.name = group_id_of."group";
+end;
+
 -- Takes no lock, reads the groups, writes a group's row where there is none, returns its id. LS028: not a
 -- legal name, or the name of a group of the other kind.
 create or replace function ensure_group("group" text, kind text) returns int4

@@ -11,8 +11,10 @@ from typing import Any, Self, TypeVar
 
 from logstore._async.concurrency import Mutex, start_at_once
 from logstore._async.driver import Connection
+from logstore._async.group_admin import GroupAdmin
 from logstore._async.session import Session
 from logstore._core.call import Call
+from logstore._core.group_calls import GroupCalls
 from logstore._core.topic_name import check_topic_name
 from logstore.errors import (
     ClientClosedError,
@@ -40,8 +42,8 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class AsyncAdmin:
-    """Creates, describes, alters and deletes topics.
+class AsyncAdmin(GroupAdmin):
+    """Creates, describes, alters and deletes topics and groups.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
     server.  ``schema``: the database schema of the log (default "logstore").  ``client_id``: the connection's
@@ -71,6 +73,7 @@ class AsyncAdmin:
             dsn, config.schema, timeout_s=self._timeout_s, application_name=config.client_id
         )
         self._calls = self._session.calls
+        self._group_calls = GroupCalls(config.schema)
         self._mutex = Mutex()
         self._connection: Connection | None = None
         self._used = 0.0

@@ -185,6 +185,7 @@ class GroupCalls(Calls):
         self._delete_group = self._value("delete_group", "text")
         self._delete_offsets = self._value("delete_group_offsets", "text", "int4[]", "int4[]")
         self._remove_member = self._value("remove_member", "text", "text")
+        self._group_id_of = self._value("group_id_of", "text")
         self._expire_offsets = self._value("expire_offsets", "int8")
 
     @property
@@ -306,6 +307,10 @@ class GroupCalls(Calls):
         """The view ``groups``."""
         sql = self._view(_GROUP_COLUMNS, "groups", '"group"')
         return Call(sql, (group,), lambda rows: [GroupRow(*row) for row in rows], "groups")
+
+    def group_id_of(self, group: str) -> Call[int | None]:
+        """What ``wake_group`` knows the group by; None: there is no such group."""
+        return Call(self._group_id_of, (group,), _value, "group_id_of")
 
     def group_members(self, group: str) -> Call[list[MemberRow]]:
         """The view ``group_members``."""

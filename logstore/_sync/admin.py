@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from logstore._core.call import Call
+from logstore._core.group_calls import GroupCalls
 from logstore._core.topic_name import check_topic_name
 from logstore._sync.concurrency import Mutex, start_at_once
 from logstore._sync.driver import Connection
+from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.session import Session
 from logstore.errors import (
     ClientClosedError,
@@ -41,8 +43,8 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class Admin:
-    """Creates, describes, alters and deletes topics.
+class Admin(GroupAdmin):
+    """Creates, describes, alters and deletes topics and groups.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
     server.  ``schema``: the database schema of the log (default "logstore").  ``client_id``: the connection's
@@ -72,6 +74,7 @@ class Admin:
             dsn, config.schema, timeout_s=self._timeout_s, application_name=config.client_id
         )
         self._calls = self._session.calls
+        self._group_calls = GroupCalls(config.schema)
         self._mutex = Mutex()
         self._connection: Connection | None = None
         self._used = 0.0
