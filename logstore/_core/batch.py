@@ -29,9 +29,9 @@ __all__ = [
     "headers_size",
 ]
 
-BATCH_OVERHEAD: Final = 128
+BATCH_OVERHEAD: Final = 192
 RECORD_OVERHEAD: Final = 24
-HEADER_OVERHEAD: Final = 16
+HEADER_OVERHEAD: Final = 20
 """With these, a batch's size here is an upper bound of what the server measures."""
 
 Headers = Sequence[Header]

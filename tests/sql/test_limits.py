@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from typing import Any
 
+from logstore._core.batch import BATCH_OVERHEAD, RECORD_OVERHEAD, headers_size
 from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
 
 NOTHING: Any = None
@@ -148,3 +150,26 @@ def test_sequences_are_kept(connect: Connect) -> None:
     assert rows(session, "SELECT producer_id, producer_epoch, base_sequence, last_sequence FROM batches") == [
         (77, 5, 2147483646, 0)
     ]
+
+
+def test_the_clients_size_is_an_upper_bound_of_the_servers(session: Session) -> None:
+    """So that a record which the client lets through is never refused for its size."""
+    dice = random.Random(3)
+    topic = create(session, {"max.message.bytes": 10_000_000})
+    for count in (1, 1, 1, 2, 3, 8, 9, 100):
+        records = [dice.choice([None, dice.randbytes(dice.randrange(6))]) for _ in range(count)]
+        keys = [dice.choice([None, dice.randbytes(dice.randrange(6))]) for _ in range(count)]
+        headers: list[tuple[int, str, bytes | None]] = [
+            (ordinal, "k" * dice.randrange(6), dice.choice([None, b"v" * dice.randrange(6)]))
+            for ordinal in range(1, count + 1)
+            for _ in range(dice.randrange(1, 4))
+        ]
+        timestamps = [NOW_MS + dice.randrange(9) for _ in range(count)]
+        append(session, topic, records, keys=keys, timestamps=timestamps, headers=headers)
+        measured = value(session, "SELECT size_bytes FROM batches ORDER BY base_offset DESC LIMIT 1")
+        reckoned = BATCH_OVERHEAD + headers_size([(name, content) for _, name, content in headers])
+        reckoned += sum(
+            RECORD_OVERHEAD + len(key or b"") + len(content or b"")
+            for key, content in zip(keys, records, strict=True)
+        )
+        assert reckoned - 250 - 12 * count - 10 * len(headers) <= measured <= reckoned

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logstore._core.batch import Columns, Headers, headers_size
+from logstore._core.batch import BATCH_OVERHEAD, RECORD_OVERHEAD, Columns, Headers, headers_size
 from logstore._core.bulk import check_sizes, parts, pieces
 from logstore._core.calls import TopicMetadata
 from logstore._core.partitioner import Partitioner, as_partitioner
@@ -107,10 +107,10 @@ def test_too_large_record_is_found_wherever_it_is(given: Columns, place: int) ->
 
     def with_key(key: bytes) -> Columns:
         keys = [*given.keys[:place], key, *given.keys[place:]]
-        values = [*given.values[:place], b"v" * 700, *given.values[place:]]
+        values = [*given.values[:place], b"v" * 600, *given.values[place:]]
         return Columns(keys, values, [*given.timestamps, 7], None)
 
-    fits = 900 - 128 - 24 - 700
-    assert check_sizes(with_key(b"k" * fits), topic(), LIMITS) == 900 - 128
+    fits = 900 - BATCH_OVERHEAD - RECORD_OVERHEAD - 600
+    assert check_sizes(with_key(b"k" * fits), topic(), LIMITS) == 900 - BATCH_OVERHEAD
     with pytest.raises(RecordTooLargeError, match=r"of 901 bytes .* which is 900"):
         check_sizes(with_key(b"k" * (fits + 1)), topic(), LIMITS)
