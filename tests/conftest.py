@@ -9,6 +9,7 @@ marked ``one_server``.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -48,6 +49,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         CONFORMANCE in metafunc.definition.path.parents and not marked("one_server")
     ):
         metafunc.parametrize("database", KINDS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_outlives_its_test() -> Iterator[None]:
+    """A command that was run here has told the logger to write to a stream that its test closes."""
+    yield
+    logging.getLogger("logstore").handlers.clear()
 
 
 @pytest.fixture(scope="session")
