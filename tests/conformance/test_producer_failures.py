@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from logstore import migrations
+from logstore._core.batch import BATCH_OVERHEAD, RECORD_OVERHEAD
 from logstore.errors import (
     BufferExhaustedError,
     ClientClosedError,
@@ -153,7 +154,7 @@ def test_record_larger_than_the_topic_allows_is_not_sent(
     for attempt in attempts:
         with pytest.raises(RecordTooLargeError, match=r"max.message.bytes of topic 'small', which is 2000"):
             attempt()
-    producer.send_and_wait("small", b"v" * (2000 - 128 - 24))
+    producer.send_and_wait("small", b"v" * (2000 - BATCH_OVERHEAD - RECORD_OVERHEAD))
     assert len(values(database, "small")) == 1
 
 
