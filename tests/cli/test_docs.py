@@ -22,6 +22,7 @@ NOT_RUN = {
     "logstore up --setting shared_buffers=1GB": "runs until it is stopped",
     "logstore consume orders --follow --show timestamp,key": "runs until it is stopped",
     'eval "$(logstore completion zsh)"                      # in ~/.zshrc, after compinit': "is for zsh",
+    "logstore group remove-member billing worker-3": "needs a member; tests/cli/test_groups.py runs it",
     "logstore demo": "tests/cli/test_demo.py runs it",
     "logstore demo --output json": "tests/cli/test_demo.py runs it",
 }
@@ -34,7 +35,9 @@ EXAMPLES = list(
     )
 )
 # What removes the log comes last.
-EXAMPLES.sort(key=lambda example: ("downgrade" in example, "topic delete" in example))
+EXAMPLES.sort(
+    key=lambda example: ("downgrade" in example, "topic delete" in example, "group delete " in example)
+)
 
 
 def environment(dsn: str, home: Path) -> dict[str, str]:
@@ -72,6 +75,7 @@ def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pyt
     cli("topic", "create", "orders", "--partitions", "3")
     for partition in range(3):
         cli("produce", "orders", "-p", str(partition), stdin="".join(f"{n}\n" for n in range(200)))
+    cli("group", "reset-offsets", "billing", "--topic", "orders", "--to-earliest", "--execute")
     Path("orders.jsonl").write_text('{"key": "alice", "value": "1"}\n')
     Path("report.sql").write_text("SELECT count(*) FROM records")
     Path(".config/fish/completions").mkdir(parents=True)
@@ -100,6 +104,10 @@ def adapted(example: str) -> str:
     if "topic delete" in example:
         # Both of them delete the same topic.
         create = "logstore topic create orders --partitions 3 --if-not-exists"
+        return f"{create}; {example.removesuffix(' --yes')} --yes"
+    if "group delete" in example:
+        # Both of them delete the same group.
+        create = "logstore group reset-offsets billing --topic orders --to-latest --execute"
         return f"{create}; {example.removesuffix(' --yes')} --yes"
     if "delete-records" in example:
         return f"{example.removesuffix(' --yes')} --yes"
