@@ -39,6 +39,7 @@ def test_keys_headers_partition_and_tombstones(orders: Cli) -> None:
     assert "value_base64" not in second
 
 
+@pytest.mark.every_server
 def test_json_lines_survive_the_round_trip_whatever_is_in_them(orders: Cli) -> None:
     lines = [
         {"key": "k", "value": "v", "headers": [["h", "1"], ["h", {"base64": "/w=="}]], "partition": 1},

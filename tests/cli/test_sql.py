@@ -24,6 +24,7 @@ def orders(cli: Cli) -> Cli:
     return cli
 
 
+@pytest.mark.every_server
 def test_the_views_are_there_without_a_schema(orders: Cli) -> None:
     statement = (
         "SELECT key_text, sum((value_json->>'total')::int) AS total FROM records GROUP BY 1 ORDER BY 1"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.conftest import Cli
 
 
+@pytest.mark.every_server
 def test_topics_are_created_listed_described_altered_and_deleted(cli: Cli) -> None:
     assert cli("topic", "list").out == "No topics yet: logstore topic create NAME\n"
     assert cli.json("topic", "list") == []
