@@ -47,6 +47,8 @@ class Plan:
     pause_s: float = 0.3
     """Between kills, on average."""
     batch: int = 100
+    work_s: float = 0.03
+    """What a member does with a batch takes that long: most kills come meanwhile."""
     lock_ms: int = 1500
     limit: int = 10
     seed: int = 0
@@ -204,6 +206,7 @@ def _work(dsn: str, plan: Plan, journal: Path) -> None:
                 for each in records
             ]
             note("d", consumer.member_id, noted)
+            time.sleep(plan.work_s)
             accepted = []
             for record, line in zip(records, noted, strict=True):
                 if record.offset % RELEASED == 0 and record.delivery_count == 1:
