@@ -28,10 +28,11 @@ def commands(
 
 ALL = [pytest.param(path, command, id=" ".join(path)) for path, command in commands()]
 EXPECTED = {
-    "topic create", "topic list", "topic describe", "topic alter", "topic add-partitions", "topic delete",
-    "group list", "group describe", "group lag", "group reset-offsets", "group delete", "group delete-offsets",
-    "group remove-member", "produce", "consume", "offsets", "delete-records", "sql", "perf produce", "perf consume", "perf e2e",
-    "db upgrade", "db status", "db downgrade", "up", "down", "status", "demo", "completion",
+    "topic create", "topic list", "topic describe", "topic alter", "topic add-partitions",
+    "topic delete", "group list", "group describe", "group lag", "group reset-offsets", "group delete",
+    "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
+    "sql", "perf produce", "perf consume", "perf e2e", "db upgrade", "db status", "db downgrade", "up",
+    "down", "status", "demo", "completion",
 }  # fmt: skip
 
 
