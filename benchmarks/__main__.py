@@ -15,7 +15,7 @@ from benchmarks import machine, report
 from benchmarks.bloat import bloat
 from benchmarks.fetch import fetch
 from benchmarks.figures import Section
-from benchmarks.groups import heartbeats, rebalance
+from benchmarks.groups import heartbeats, rebalance, takeover
 from benchmarks.growth import growth
 from benchmarks.latency import idle, latency
 from benchmarks.log import BenchServer, running_server
@@ -39,6 +39,7 @@ SCENARIOS: dict[str, _Scenario] = {
     "groups": lambda server, quick, n: rebalance(
         server, partitions=1000, members=50, repetitions=1 if quick else 3
     ),
+    "takeover": lambda server, quick, n: takeover(server, repetitions=n),
     "heartbeats": lambda server, quick, n: heartbeats(server, members=500, seconds=10 if quick else 60),
     "memory": lambda server, quick, n: memory(server, records=1_000_000 if quick else 10_000_000),
 }

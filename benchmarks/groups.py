@@ -21,7 +21,7 @@ from logstore import Consumer, Producer
 from logstore._core.group_calls import GroupCalls, MembershipTerms
 from logstore._sync.driver import Connection
 
-__all__ = ["heartbeats", "rebalance"]
+__all__ = ["heartbeats", "rebalance", "takeover"]
 
 GROUP: Final = "bench"
 PROCESSES: Final = 5
@@ -314,3 +314,68 @@ def heartbeats(server: BenchServer, *, members: int, seconds: float, interval_ms
         f"{changed_after - changed} rows updated or deleted"
     )
     return section
+
+
+# -- a member dies -------------------------------------------------------------------------------------------
+
+
+def takeover(
+    server: BenchServer, *, repetitions: int, session_ms: int = 6000, heartbeat_ms: int = 1000
+) -> Section:
+    """One of two members is killed; when is its partition read again?"""
+    section = Section(
+        "Consumer groups: kill -9",
+        f"Two member processes, one partition each, session_timeout_ms={session_ms}, "
+        f"heartbeat_interval_ms={heartbeat_ms}; one is killed, and a record waits in its partition.",
+    )
+    context = multiprocessing.get_context("spawn")
+    times = []
+    for repetition in range(repetitions):
+        dsn = server.fresh_log("bench_takeover")
+        create_topic(dsn, "t", 2)
+        crew = []
+        for _ in range(2):
+            here, there = context.Pipe()
+            process = context.Process(
+                target=_reader, args=(dsn, session_ms, heartbeat_ms, there), daemon=True
+            )
+            process.start()
+            crew.append((process, here))
+        with psycopg.connect(dsn, autocommit=True) as raw, Producer(dsn, acks=1) as producer:
+            _balanced(raw, 2)
+            owned = [pipe.recv() for _, pipe in crew]
+            while any(len(each) != 1 for each in owned):
+                owned = [pipe.recv() for _, pipe in crew]
+            (victim, _), (survivor, news) = crew
+            (partition,) = owned[0]
+            victim.kill()
+            begin = time.monotonic()
+            producer.send("t", b"x", partition=partition).get(10)
+            while partition not in news.recv():
+                pass
+            times.append(time.monotonic() - begin)
+            survivor.kill()
+        _console.print(f"  {repetition + 1}/{repetitions} taken over after {times[-1]:.2f} s")
+        server.drop_log("bench_takeover")
+    section.add("from kill -9 to reading again", "s", times)
+    bound = (session_ms + 2 * heartbeat_ms) / 1000
+    section.at_most("from kill -9 to reading again", bound, max(times), "s")
+    return section
+
+
+def _reader(dsn: str, session_ms: int, heartbeat_ms: int, pipe: Pipe) -> None:
+    """Tells through ``pipe`` what it owns while there is nothing to read, and then what it has read."""
+    with Consumer(
+        "t",
+        dsn=dsn,
+        group_id=GROUP,
+        auto_offset_reset="earliest",
+        session_timeout_ms=session_ms,
+        heartbeat_interval_ms=heartbeat_ms,
+    ) as consumer:
+        while True:
+            records = consumer.poll(timeout_ms=20)
+            if records:
+                pipe.send([tp.partition for tp in records])
+            elif len(consumer.assignment()) == 1:
+                pipe.send([tp.partition for tp in consumer.assignment()])
