@@ -14,7 +14,8 @@ __all__ = ["Pace", "Pause", "Way"]
 
 BUSY_S: Final = 0.01
 """Records that came in two looks within this time mean that more are about to come."""
-BUSY_PAUSE_S: Final = 0.001
+BUSY_PERIOD_S: Final = 0.001
+"""A busy reader looks this often, unless a look takes more than half of it."""
 SHORTEST_S: Final = 0.005
 """The first pause of a reader that nobody wakes; it doubles up to the longest."""
 LONGEST_S: Final = 1.0
@@ -58,7 +59,7 @@ class Pace:
         """
         if self._woken:
             if now - self._found_before <= BUSY_S:
-                return Pause(Way.PAUSE, max(BUSY_PAUSE_S, look_s))
+                return Pause(Way.PAUSE, max(BUSY_PERIOD_S - look_s, look_s))
             return Pause(Way.WAKE, UNDISTURBED_S)
         seconds, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
         return Pause(Way.PAUSE, max(seconds, look_s))

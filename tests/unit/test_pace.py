@@ -1,5 +1,6 @@
 """A reader that has caught up looks often while records come and hardly at all while none do."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def test_records_that_keep_coming_are_looked_for_each_millisecond() -> None:
     pace.found(1.0)
     pace.found(1.001)
     assert pace.pause(1.002) == (Way.PAUSE, 0.001)
+    assert pace.pause(1.002, look_s=0.0003).seconds == pytest.approx(0.0007)
     assert pace.pause(1.0 + BUSY_S + 0.002).way is Way.WAKE
 
 
