@@ -143,10 +143,13 @@ class Cluster:
         """Make the log's owner, who is no superuser, and its database, where they are missing."""
         with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
+                # The role and the log's schema have one name, and PostgreSQL looks into the schema named like
+                # the role first: without a search_path, the tables of users would land inside the log.
                 connection.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE IN ROLE pg_monitor").format(
-                        sql.Identifier(OWNER)
-                    )
+                    sql.SQL(
+                        "CREATE ROLE {0} LOGIN CREATEDB CREATEROLE IN ROLE pg_monitor;"
+                        " ALTER ROLE {0} SET search_path = public"
+                    ).format(sql.Identifier(OWNER))
                 )
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(

@@ -204,3 +204,13 @@ def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("LOGSTORE_HOME", "")
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     assert EmbeddedServer().home.path.is_relative_to(home)
+
+
+def test_tables_of_users_stay_out_of_the_log(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle, psycopg.connect(handle.dsn) as connection:
+        connection.execute("CREATE SCHEMA IF NOT EXISTS logstore")
+        connection.execute("CREATE TABLE mine (id int)")
+        row = connection.execute(
+            "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'mine'::regclass"
+        ).fetchone()
+    assert row == ("public",)
