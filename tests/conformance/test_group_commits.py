@@ -125,7 +125,7 @@ def test_beginning_is_committed_before_anything_is_handed_out(
     member: Callable[..., Any], log: Appender, raw: Any
 ) -> None:
     """Otherwise "latest" would mean another offset to whoever comes next, and records would be skipped."""
-    consumer = member("t", auto_offset_reset="latest")
+    consumer = member("t", auto_offset_reset="latest", auto_commit_interval_ms=3_600_000)
 
     def anchored() -> bool:
         consumer.poll(timeout_ms=5)
