@@ -21,6 +21,7 @@ from benchmarks.latency import idle, latency
 from benchmarks.log import BenchServer, running_server
 from benchmarks.memory import memory
 from benchmarks.produce import produce
+from benchmarks.share import share, share_snapshot
 
 _Scenario = Callable[[BenchServer, bool, int], Section]
 
@@ -41,7 +42,11 @@ SCENARIOS: dict[str, _Scenario] = {
     ),
     "takeover": lambda server, quick, n: takeover(server, repetitions=n),
     "heartbeats": lambda server, quick, n: heartbeats(server, members=500, seconds=10 if quick else 60),
-    "memory": lambda server, quick, n: memory(server, records=1_000_000 if quick else 10_000_000),
+    "share": lambda server, quick, n: share(
+        server, records=100_000 if quick else 300_000, repetitions=1 if quick else 3
+    ),
+    "share-snapshot": lambda server, quick, n: share_snapshot(server, cycles=2_000 if quick else 20_000),
+    "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }
 
 

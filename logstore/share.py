@@ -16,6 +16,8 @@ __all__ = [
     "RELEASE",
     "RENEW",
     "AcknowledgeType",
+    "ShareConfig",
+    "SharePartition",
     "ShareRecord",
     "deliver_after",
 ]
@@ -68,6 +70,48 @@ class ShareRecord(NamedTuple):
     @property
     def topic_partition(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)
+
+
+class SharePartition(NamedTuple):
+    """Where a share group is in one partition."""
+
+    group: str
+    topic: str
+    topic_id: int
+    partition: int
+    start_offset: int
+    """Everything below it is finished."""
+    end_offset: int
+    """Nothing from it on has been acquired yet."""
+    in_flight: int
+    """Records that are acquired now."""
+    available: int
+    """Records that are to be delivered again."""
+    delayed: int
+    """Records that nobody may have before their time."""
+    lag: int
+    """Records that are not finished."""
+    members: list[str]
+    """Who has acquired records now."""
+    next_due_at: int | None
+    """When the first delayed record is due, in milliseconds since the epoch."""
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+class ShareConfig(NamedTuple):
+    """One config of a share group, its value and its definition."""
+
+    name: str
+    value: str
+    default: str
+    is_default: bool
+    type: str
+    minimum: str | None
+    maximum: str | None
+    doc: str
 
 
 def deliver_after(when: datetime | timedelta) -> Header:

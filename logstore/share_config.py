@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypedDict
 
 from logstore.errors import ConfigurationError, LogstoreError
@@ -59,7 +59,7 @@ class ShareConsumerConfig:
     letters are the group's configs, not a member's: ``logstore share alter``.
     """
 
-    group_id: str = whatever(None, _group_id)
+    group_id: str = whatever(MISSING, _group_id)
     """The share group; it is made when it is new."""
     schema: str = text("logstore")
     """The database schema that the log lives in."""

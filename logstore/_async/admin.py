@@ -13,8 +13,10 @@ from logstore._async.concurrency import Mutex, start_at_once
 from logstore._async.driver import Connection
 from logstore._async.group_admin import GroupAdmin
 from logstore._async.session import Session
+from logstore._async.share_admin import ShareAdmin
 from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
+from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
 from logstore.errors import (
     ClientClosedError,
@@ -42,7 +44,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class AsyncAdmin(GroupAdmin):
+class AsyncAdmin(GroupAdmin, ShareAdmin):
     """Creates, describes, alters and deletes topics and groups.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -74,6 +76,7 @@ class AsyncAdmin(GroupAdmin):
         )
         self._calls = self._session.calls
         self._group_calls = GroupCalls(config.schema)
+        self._share_calls = ShareCalls(config.schema)
         self._mutex = Mutex()
         self._connection: Connection | None = None
         self._used = 0.0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from logstore._core.arrays import Int4Array, Int8Array, TextArray
 from logstore._core.call import Call, Row
 from logstore._core.calls import Calls, FetchRow
+from logstore.share import ShareConfig, SharePartition
 
 __all__ = [
     "Acknowledgements",
@@ -17,8 +18,6 @@ __all__ = [
     "AcquiredRange",
     "Refused",
     "ShareCalls",
-    "ShareConfigRow",
-    "SharePartitionRow",
 ]
 
 
@@ -67,37 +66,6 @@ class Acknowledgements(NamedTuple):
     types: Sequence[int]
     delays_ms: Sequence[int | None] | None = None
     reasons: Sequence[str | None] | None = None
-
-
-class ShareConfigRow(NamedTuple):
-    """One config of a share group, its value and its definition."""
-
-    name: str
-    value: str
-    default: str
-    is_default: bool
-    type: str
-    minimum: str | None
-    maximum: str | None
-    doc: str
-
-
-class SharePartitionRow(NamedTuple):
-    """A row of the view ``share_groups``."""
-
-    group: str
-    topic: str
-    topic_id: int
-    partition: int
-    start_offset: int
-    end_offset: int
-    in_flight: int
-    available: int
-    delayed: int
-    lag: int
-    members: list[str]
-    next_due_at: int | None
-    """Milliseconds since the epoch."""
 
 
 _PARTITION_COLUMNS = (
@@ -219,21 +187,21 @@ class ShareCalls(Calls):
         args = (group, json.dumps(dict(configs)), TextArray(unset))
         return Call(self._alter, args, _none, "alter_share_group", writes=True)
 
-    def describe_share_configs(self, group: str) -> Call[list[ShareConfigRow]]:
+    def describe_share_configs(self, group: str) -> Call[list[ShareConfig]]:
         """Every config of a share group."""
         return Call(
             self._describe,
             (group,),
-            lambda rows: [ShareConfigRow(*row) for row in rows],
+            lambda rows: [ShareConfig(*row) for row in rows],
             "describe_share_configs",
         )
 
-    def share_partitions(self, group: str | None = None) -> Call[list[SharePartitionRow]]:
+    def share_partitions(self, group: str | None = None) -> Call[list[SharePartition]]:
         """The view ``share_groups``, of one group or of all."""
         return Call(
             self._partitions_sql,
             (group,),
-            lambda rows: [SharePartitionRow(*row) for row in rows],
+            lambda rows: [SharePartition(*row) for row in rows],
             "share_groups",
         )
 

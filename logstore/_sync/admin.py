@@ -12,11 +12,13 @@ from typing import Any, Self, TypeVar
 
 from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
+from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
 from logstore._sync.concurrency import Mutex, start_at_once
 from logstore._sync.driver import Connection
 from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.session import Session
+from logstore._sync.share_admin import ShareAdmin
 from logstore.errors import (
     ClientClosedError,
     ConnectionFailedError,
@@ -43,7 +45,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class Admin(GroupAdmin):
+class Admin(GroupAdmin, ShareAdmin):
     """Creates, describes, alters and deletes topics and groups.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -75,6 +77,7 @@ class Admin(GroupAdmin):
         )
         self._calls = self._session.calls
         self._group_calls = GroupCalls(config.schema)
+        self._share_calls = ShareCalls(config.schema)
         self._mutex = Mutex()
         self._connection: Connection | None = None
         self._used = 0.0

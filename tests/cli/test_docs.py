@@ -36,7 +36,12 @@ EXAMPLES = list(
 )
 # What removes the log comes last.
 EXAMPLES.sort(
-    key=lambda example: ("downgrade" in example, "topic delete" in example, "group delete " in example)
+    key=lambda example: (
+        "downgrade" in example,
+        "topic delete" in example,
+        "group delete " in example,
+        "share delete " in example,
+    )
 )
 
 
@@ -76,6 +81,8 @@ def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pyt
     for partition in range(3):
         cli("produce", "orders", "-p", str(partition), stdin="".join(f"{n}\n" for n in range(200)))
     cli("group", "reset-offsets", "billing", "--topic", "orders", "--to-earliest", "--execute")
+    cli("topic", "create", "dlq.shipping")
+    cli("share", "reset-offsets", "shipping", "--topic", "orders", "--to-latest", "--execute")
     Path("orders.jsonl").write_text('{"key": "alice", "value": "1"}\n')
     Path("report.sql").write_text("SELECT count(*) FROM records")
     Path(".config/fish/completions").mkdir(parents=True)
@@ -108,6 +115,10 @@ def adapted(example: str) -> str:
     if "group delete" in example:
         # Both of them delete the same group.
         create = "logstore group reset-offsets billing --topic orders --to-latest --execute"
+        return f"{create}; {example.removesuffix(' --yes')} --yes"
+    if "share delete" in example:
+        # Both of them delete the same group.
+        create = "logstore share reset-offsets shipping --topic orders --to-latest --execute"
         return f"{create}; {example.removesuffix(' --yes')} --yes"
     if "delete-records" in example:
         return f"{example.removesuffix(' --yes')} --yes"

@@ -31,8 +31,9 @@ EXPECTED = {
     "topic create", "topic list", "topic describe", "topic alter", "topic add-partitions",
     "topic delete", "group list", "group describe", "group lag", "group reset-offsets", "group delete",
     "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
-    "sql", "perf produce", "perf consume", "perf e2e", "db upgrade", "db status", "db downgrade", "up",
-    "down", "status", "demo", "completion",
+    "sql", "perf produce", "perf consume", "perf e2e", "share list", "share describe", "share alter",
+    "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
+    "db downgrade", "up", "down", "status", "demo", "completion",
 }  # fmt: skip
 
 
