@@ -17,6 +17,7 @@ from logstore import schema as objects
 from logstore.workers import reclaim
 from tests.migration.catalog import catalog
 from tests.support.servers import Server
+from tests.support.sqllog import wait_until
 
 
 @pytest.fixture(params=["postgres", "postgres15"])
@@ -109,7 +110,14 @@ def test_base_leaves_nothing(empty: str) -> None:
 
 def test_everybody_at_once(empty: str) -> None:
     program = "import sys; from logstore import migrations; migrations.upgrade(sys.argv[1])"
-    processes = [subprocess.Popen([sys.executable, "-c", program, empty]) for _ in range(3)]
+    waiting = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'logstore schema'
+          AND wait_event = 'advisory'"""
+    with psycopg.connect(empty, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(hashtext('logstore schema'), hashtext('logstore'))")
+        processes = [subprocess.Popen([sys.executable, "-c", program, empty]) for _ in range(3)]
+        wait_until(lambda: run(empty, waiting) == [(3,)])
     with ThreadPoolExecutor(3) as pool:
         for upgrading in [pool.submit(migrations.upgrade, empty) for _ in range(3)]:
             upgrading.result()
@@ -207,3 +215,12 @@ def test_no_server() -> None:
         migrations.upgrade("host=127.0.0.1 port=1 password=secret connect_timeout=2")
     assert "127.0.0.1" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_through_a_pooler(pgbouncer_dsn: str) -> None:
+    assert migrations.status(pgbouncer_dsn).up_to_date
+    migrations.upgrade(pgbouncer_dsn, "second")
+    migrations.upgrade(pgbouncer_dsn, "second")
+    assert look(pgbouncer_dsn, "second") == look(pgbouncer_dsn)
+    migrations.downgrade(pgbouncer_dsn, "second", "base")
+    assert migrations.status(pgbouncer_dsn, "second").current is None

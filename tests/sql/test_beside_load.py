@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,39 +35,42 @@ def test_an_open_reader_and_writer_delay_no_change_of_other_topics(
     idle.execute("COMMIT")
 
 
-def test_appends_go_on_while_tables_of_a_deleted_topic_wait_to_be_dropped(
-    connect: Connect, session: Session, log_dsn: str
-) -> None:
+def test_nobody_waits_behind_a_reclaim_that_waits(connect: Connect, session: Session, log_dsn: str) -> None:
     kept, doomed = create(session, "kept"), create(session, "doomed")
     append(session, doomed)
+    idle, hurried = connect(), connect(lock_timeout="1s")
+    idle.execute("BEGIN")
+    rows(idle, "SELECT count(*) FROM records")
+    session.execute("SELECT delete_topic('doomed')")
+    waiting = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'logstore reclaim' AND wait_event_type = 'Lock')"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        reclaiming = pool.submit(reclaim.run_once, log_dsn, lock_timeout_ms=60_000)
+        wait_until(lambda: bool(value(session, waiting)))
+        for _ in range(3):
+            append(hurried, kept, [b"x" * 100])
+        assert len(rows(hurried, "SELECT * FROM read('kept')")) == 3
+        assert value(hurried, "SELECT count(*) FROM records") == 3
+        append(hurried, create(hurried, "other"))
+        assert value(session, waiting), "it still does"
+        idle.execute("COMMIT")
+        assert reclaiming.result() == reclaim.Reclaimed((doomed,), ())
+    assert value(session, "SELECT to_regclass(%s)", f"b_{doomed}") is None
+    assert rows(session, "SELECT FROM deleted_topic") == []
+
+
+def test_a_reclaim_that_may_not_wait_comes_again(connect: Connect, session: Session, log_dsn: str) -> None:
+    doomed = create(session, "doomed")
     idle = connect()
     idle.execute("BEGIN")
     rows(idle, "SELECT count(*) FROM records")
     session.execute("SELECT delete_topic('doomed')")
-    stop = threading.Event()
-
-    def load() -> int:
-        hurried, count = connect(lock_timeout="2s"), 0
-        while not stop.is_set():
-            append(hurried, kept)
-            rows(hurried, "SELECT count(*) FROM read('kept')")
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load)
-        try:
-            assert reclaim.run_once(log_dsn, lock_timeout_ms=200) == reclaim.Reclaimed((), (doomed,))
-            assert reclaim.run_once(log_dsn, lock_timeout_ms=200) == reclaim.Reclaimed((), (doomed,))
-            other = create(session, "other")
-            append(session, other)
-            idle.execute("COMMIT")
-            assert reclaim.run_once(log_dsn).dropped == (doomed,)
-        finally:
-            stop.set()
-        assert loading.result() > 0
-    assert value(session, "SELECT to_regclass(%s)", f"b_{doomed}") is None
-    assert rows(session, "SELECT FROM deleted_topic") == []
+    for _ in range(2):
+        assert reclaim.run_once(log_dsn, lock_timeout_ms=50) == reclaim.Reclaimed((), (doomed,))
+    idle.execute("COMMIT")
+    assert reclaim.run_once(log_dsn).dropped == (doomed,)
     assert reclaim.run_once(log_dsn) == reclaim.Reclaimed((), ())
 
 

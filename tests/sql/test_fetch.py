@@ -157,9 +157,10 @@ def test_its_plans_read_the_leaf_by_its_index(session: Session, release: Server,
     """Also while the server knows nothing of a leaf just filled, as well as after ANALYZE."""
     if release.superuser_dsn is None:
         pytest.skip("reading the plans inside a function needs a superuser")
-    first, second = create(session), create(session, name="u")
+    first, second = create(session, 2), create(session, 2, "u")
     session.execute(
-        "SELECT count(append(t, 0, 1, 1000 + i, null, null, '{v}', null, null, null, 1::int2))"
+        # To the planner, reading all of a partition may look cheaper by a scan and a sort.
+        "SELECT count(append(t, i %% 2, 1, 1000 + i, null, null, '{v}', null, null, null, 1::int2))"
         " FROM generate_series(1, 2000) i, (VALUES (%s), (%s)) u (t)",
         (first, second),
     )
@@ -178,7 +179,7 @@ def test_its_plans_read_the_leaf_by_its_index(session: Session, release: Server,
         watcher.execute("SET client_min_messages = log")
         for _ in range(2):
             plans.clear()
-            assert len(fetch(watcher, (first, 0, 700), max_partition_bytes=1)) == 2
+            assert len(fetch(watcher, (first, 0, 0), max_partition_bytes=1)) == 2
             of_leaves = [plan for plan in plans if " on b_" in plan]
             assert len(of_leaves) == 2, "one for the end, one for the batches"
             assert not any(f"b_{second}_" in plan for plan in plans), "no other leaf"
