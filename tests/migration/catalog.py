@@ -40,7 +40,7 @@ def catalog(
     connection: psycopg.Connection[tuple[object, ...]], schema: str = "logstore"
 ) -> dict[str, list[str]]:
     """Part by part, sorted, with the schema's name left out."""
-    connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", [schema])
+    connection.execute("SELECT set_config('search_path', quote_ident(%s), true)", [schema])
     named = re.compile(rf"[\\'\"]*\b(?:{re.escape(schema)}|logstore)\b[\\'\"]*")
     found: dict[str, list[str]] = {}
     for part, query in PARTS.items():

@@ -219,8 +219,8 @@ def test_no_server() -> None:
 
 def test_through_a_pooler(pgbouncer_dsn: str) -> None:
     assert migrations.status(pgbouncer_dsn).up_to_date
-    migrations.upgrade(pgbouncer_dsn, "second")
-    migrations.upgrade(pgbouncer_dsn, "second")
-    assert look(pgbouncer_dsn, "second") == look(pgbouncer_dsn)
-    migrations.downgrade(pgbouncer_dsn, "second", "base")
-    assert migrations.status(pgbouncer_dsn, "second").current is None
+    migrations.upgrade(pgbouncer_dsn, "pooled_log")
+    migrations.upgrade(pgbouncer_dsn, "pooled_log")
+    assert look(pgbouncer_dsn, "pooled_log") == look(pgbouncer_dsn)
+    migrations.downgrade(pgbouncer_dsn, "pooled_log", "base")
+    assert migrations.status(pgbouncer_dsn, "pooled_log").current is None
