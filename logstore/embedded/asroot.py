@@ -135,9 +135,9 @@ def _prepare(identity: Identity, parent: int, bind: bool = True) -> Callable[[],
 
 
 def run(
-    identity: Identity, command: Sequence[str | Path], env: dict[str, str], *, cwd: Path, timeout_s: float
+    identity: Identity, command: Sequence[str | Path], env: dict[str, str], *, cwd: Path, keep: int
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end.
+    """Run a program that inherits descriptor ``keep`` to its end.
 
     Call from a process with one thread only (it runs Python between fork and exec).
     """
@@ -150,8 +150,8 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=timeout_s,
         check=False,
+        pass_fds=(keep,),
         preexec_fn=_prepare(identity, os.getpid()),
     )
 

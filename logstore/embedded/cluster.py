@@ -52,6 +52,12 @@ class Cluster:
 
     def prepare(self) -> None:
         """Find the programs, choose who runs them and make the data directory where there is none."""
+        try:
+            self._prepare()
+        except OSError as exc:
+            raise unusable(self.home.path, exc) from exc
+
+    def _prepare(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         wanted = _major_of(self.home.path / "data")
         self.programs = binaries.find(wanted, self.directory)
@@ -252,14 +258,11 @@ class Cluster:
                 f"{NEEDED_BYTES >> 20} MB.",
                 advice="Free some space, or set LOGSTORE_HOME to a directory on another disk.",
             )
-        # Made aside and renamed: a data directory is there completely or not at all, whenever we are killed.
-        draft = self.base / "data.new"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(mode=0o700)
-        self.identity.give(draft)
         locale: list[str] = (
             ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if self.programs.major >= 17 else []
         )
+        # Made aside and renamed: a data directory is there completely or not at all, whenever we are killed.
+        draft = self.base / "data.new"
         command: list[str | Path] = [
             self.programs.initdb,
             f"--pgdata={draft}",
@@ -271,7 +274,16 @@ class Cluster:
             *locale,
             *(["--no-sync"] if self.overrides.get("fsync") == "off" else []),
         ]
-        result = asroot.run(self.identity, command, self.programs.environment(), cwd=Path("/"), timeout_s=300)
+        # What a killed supervisor's initdb has started may still write to the same place.
+        with Lock(self.home.postgres) as lock:
+            if not lock.wait(_IMMEDIATE_S):
+                raise self.occupied()
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(mode=0o700)
+            self.identity.give(draft)
+            result = asroot.run(
+                self.identity, command, self.programs.environment(), cwd=Path("/"), keep=lock.fileno()
+            )
         if result.returncode != 0:
             if shutil.disk_usage(self.base).free < FULL_BYTES:
                 raise unusable(self.base, OSError(errno.ENOSPC, ""))
@@ -282,6 +294,13 @@ class Cluster:
         with (draft / "postgresql.conf").open("a") as conf:
             conf.write("\ninclude 'logstore.conf'\n")
         draft.rename(self.data)
+
+    def occupied(self) -> EmbeddedServerError:
+        """Processes of an earlier server do not go away."""
+        return EmbeddedServerError(
+            f"Processes of an earlier server still work in {self.base} and cannot be stopped.",
+            advice=f"See {self.home.server_log}.",
+        )
 
     def _socket_directory(self) -> Path:
         directory = self.base / "run"

@@ -136,10 +136,7 @@ class Supervisor:
             if waited > self.orders.patience_s:
                 self.cluster.evict()
             if waited > self.orders.patience_s + 30:
-                raise EmbeddedServerError(
-                    f"Processes of an earlier server work in {self.cluster.data} and cannot be stopped.",
-                    advice=f"See {self.home.server_log}.",
-                )
+                raise self.cluster.occupied()
             self._pause(POLL_S * 5)
         self._tell_guard()
         self._say(phase, message="")

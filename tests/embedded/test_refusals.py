@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from logstore.embedded import EmbeddedServer, asroot, binaries, settings
+from logstore.embedded import EmbeddedServer, asroot, binaries, cluster, settings
 from logstore.embedded.cluster import Cluster
-from logstore.embedded.home import Home
+from logstore.embedded.home import Home, Lock
 from logstore.errors import EmbeddedServerError
 from tests.support.programs import program
 from tests.support.servers import SETTINGS
@@ -145,6 +146,17 @@ def test_the_disk_is_full_at_a_later_start(small_disk: Path, data_directory: Pat
         assert handle.status.running
 
 
+def test_an_earlier_initdb_still_writes(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr(cluster, "_IMMEDIATE_S", 0)
+    (home / "data.new").mkdir()
+    (home / "data.new" / "written").touch()
+    with Lock(home / "postgres.lock") as lock:
+        assert lock.take()
+        with pytest.raises(EmbeddedServerError, match="earlier server still work"):
+            Cluster(Home(home)).prepare()
+    assert (home / "data.new" / "written").exists()
+
+
 def test_a_socket_directory_that_belongs_to_somebody_else(home: Path, data_directory: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a directory that belongs to somebody else")
@@ -179,11 +191,6 @@ def test_a_supervisor_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, ho
 
 def test_ctrl_c_while_somebody_else_starts_it(home: Path) -> None:
     """Waiting for another process's start is interrupted at once."""
-    import signal
-
-    from logstore.embedded.home import Lock
-
-    home.mkdir(exist_ok=True)
     with Lock(home / "starting.lock") as starting:
         assert starting.take()
         text = """
