@@ -150,7 +150,7 @@ def share_snapshot(server: BenchServer, *, cycles: int, batch: int = 20) -> Sect
         with psycopg.connect(dsn) as raw:
             row = raw.execute(
                 "SELECT sum(n_dead_tup)::int8, sum(pg_total_relation_size(relid))::int8 "
-                "FROM pg_stat_user_tables WHERE schemaname = 'logstore' AND relname LIKE 'share%'"
+                "FROM pg_stat_user_tables WHERE schemaname = 'logstore' AND relname ^@ 'share'"
             ).fetchone()
     assert row is not None
     server.drop_log("bench_share")

@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
     "first_steps.py": "b'alice' b'hello'",
     "follow_async.py": "tick 4",
+    "work_queue.py": "left to do: 0",
     "web_log.py": "66.249.73.135 made ",
 }
 
