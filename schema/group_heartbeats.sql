@@ -1,5 +1,5 @@
--- Heartbeats and leases. A lease runs on the server's clock, from the member's newest heartbeat. Heartbeats are
--- inserts into a ring of three unlogged tables of which the oldest is truncated: no dead tuples, no
+-- Heartbeats and leases. A lease runs on the server's clock, from the member's newest heartbeat. Heartbeats
+-- are inserts into a ring of three unlogged tables of which the oldest is truncated: no dead tuples, no
 -- write-ahead log, no flush.
 
 -- Takes no lock, reads the ring's row, writes it where there is none (fresh, or emptied by a crash or a
@@ -11,7 +11,8 @@ declare
 begin
     select r.slot into current_slot from heartbeat_ring r;
     if not found then
-        insert into heartbeat_ring (slot, born_at, rotated_at) values (0, clock_timestamp(), clock_timestamp())
+        insert into heartbeat_ring (slot, born_at, rotated_at) values (0, clock_timestamp(),
+            clock_timestamp())
         on conflict do nothing;
         select r.slot into strict current_slot from heartbeat_ring r;
     end if;
@@ -31,15 +32,19 @@ begin
 end
 $$;
 
--- Takes no lock, reads one table of the ring, writes nothing, returns whether a member (0: the group's mark) has
--- beaten since a time.
-create or replace function beaten_since(slot int2, "group" int4, member_no int8, since timestamptz) returns boolean
+-- Takes no lock, reads one table of the ring, writes nothing, returns whether a member (0: the group's mark)
+-- has beaten since a time.
+create or replace function beaten_since(slot int2, "group" int4, member_no int8,
+    since timestamptz) returns boolean
 language plpgsql stable set search_path from current as $$
 begin
     case slot
-        when 0 then return exists (select from group_heartbeat_0 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
-        when 1 then return exists (select from group_heartbeat_1 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
-        else return exists (select from group_heartbeat_2 h where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+        when 0 then return exists (select from group_heartbeat_0 h
+            where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+        when 1 then return exists (select from group_heartbeat_1 h
+            where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
+        else return exists (select from group_heartbeat_2 h
+            where h.group_id = "group" and h.member_no = beaten_since.member_no and h.at > since);
     end case;
 end
 $$;
@@ -56,21 +61,25 @@ begin
     if pg_is_in_recovery() then
         return;
     end if;
-    earliest := greatest(pg_postmaster_start_time(), coalesce((select r.born_at from heartbeat_ring r), clock_timestamp()));
+    earliest := greatest(pg_postmaster_start_time(),
+        coalesce((select r.born_at from heartbeat_ring r), clock_timestamp()));
     return query
         select m.member_no,
                greatest(m.lease_floor, earliest,
-                        (select max(h.at) from group_heartbeat_0 h where h.group_id = m.group_id and h.member_no = m.member_no),
-                        (select max(h.at) from group_heartbeat_1 h where h.group_id = m.group_id and h.member_no = m.member_no),
-                        (select max(h.at) from group_heartbeat_2 h where h.group_id = m.group_id and h.member_no = m.member_no))
+                        (select max(h.at) from group_heartbeat_0 h
+                            where h.group_id = m.group_id and h.member_no = m.member_no),
+                        (select max(h.at) from group_heartbeat_1 h
+                            where h.group_id = m.group_id and h.member_no = m.member_no),
+                        (select max(h.at) from group_heartbeat_2 h
+                            where h.group_id = m.group_id and h.member_no = m.member_no))
                + m.session_timeout_ms * interval '1 millisecond'
         from group_member m where m.group_id = leases_of."group";
 end
 $$;
 
--- Takes the ring's row lock (skips when somebody has it) and, briefly, the oldest table exclusively; reads the
--- members, truncates that table and makes it the current one; returns whether it did. Does nothing unless the
--- current table has grown and every heartbeat in the oldest is older than any lease.
+-- Takes the ring's row lock (skips when somebody has it) and, briefly, the oldest table exclusively; reads
+-- the members, truncates that table and makes it the current one; returns whether it did. Does nothing unless
+-- the current table has grown and every heartbeat in the oldest is older than any lease.
 create or replace function rotate_heartbeats(full_bytes int8 default 4194304) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
@@ -81,7 +90,8 @@ begin
     select r.* into ring from heartbeat_ring r;
     if not found or pg_relation_size('group_heartbeat_' || ring.slot) < full_bytes
         or ring.rotated_at > clock_timestamp()
-           - coalesce((select max(m.session_timeout_ms) from group_member m), 0) * interval '1 millisecond' then
+           - coalesce((select max(m.session_timeout_ms) from group_member m),
+               0) * interval '1 millisecond' then
         return false;
     end if;
     perform from heartbeat_ring r where r.slot = ring.slot for update skip locked;

@@ -4,19 +4,24 @@
 -- Takes no lock, reads the ends of the partitions, writes nothing, returns nothing. LS001: no such partition,
 -- LS006: an offset beyond the end, LS012: arrays that do not fit each other, a partition twice, a negative
 -- offset; LS026: metadata over 4096 bytes.
-create or replace function check_commit(topic_ids int4[], partitions int4[], offsets int8[], metadata text[]) returns void
+create or replace function check_commit(topic_ids int4[], partitions int4[], offsets int8[],
+    metadata text[]) returns void
 language plpgsql stable set search_path from current as $$
 declare
     wrong record;
 begin
-    if cardinality(topic_ids) is distinct from cardinality(partitions) or cardinality(topic_ids) is distinct from cardinality(offsets)
+    if cardinality(topic_ids) is distinct from cardinality(partitions) or cardinality(topic_ids) is distinct
+        from cardinality(offsets)
         or cardinality(metadata) <> cardinality(topic_ids)
-        or exists (select from unnest(topic_ids, partitions) w (topic_id, partition) group by w.topic_id, w.partition having count(*) > 1) then
+        or exists (select from unnest(topic_ids, partitions) w (topic_id, partition)
+            group by w.topic_id, w.partition having count(*) > 1) then
         perform raise_error('LS012', 'a commit names every partition once, with one offset each', null, null);
     end if;
-    select w.ordinal into wrong from unnest(metadata) with ordinality w (metadata, ordinal) where octet_length(w.metadata) > 4096 limit 1;
+    select w.ordinal into wrong from unnest(metadata) with ordinality w (metadata, ordinal)
+        where octet_length(w.metadata) > 4096 limit 1;
     if found then
-        perform raise_error('LS026', 'the metadata of a committed offset has at most 4096 bytes', jsonb_build_object('limit', 4096, 'size', octet_length(metadata[wrong.ordinal])), null);
+        perform raise_error('LS026', 'the metadata of a committed offset has at most 4096 bytes',
+            jsonb_build_object('limit', 4096, 'size', octet_length(metadata[wrong.ordinal])), null);
     end if;
     select t.name as topic, w.partition, w.committed, h.high_watermark into wrong
     from unnest(topic_ids, partitions, offsets) with ordinality w (topic_id, partition, committed, idx)
@@ -27,11 +32,15 @@ begin
     if wrong.partition is null then
         return;
     elsif wrong.high_watermark is null then
-        perform raise_error('LS001', format('topic %s has no partition %s', coalesce(to_json(wrong.topic)::text, 'that is deleted'), wrong.partition),
+        perform raise_error('LS001', format('topic %s has no partition %s',
+            coalesce(to_json(wrong.topic)::text, 'that is deleted'), wrong.partition),
             jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition), null);
     else
-        perform raise_error('LS006', format('offset %s cannot be committed: partition %s of topic %s ends at %s', coalesce(wrong.committed::text, 'null'), wrong.partition, wrong.topic, wrong.high_watermark),
-            jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition, 'offset', wrong.committed, 'high_watermark', wrong.high_watermark),
+        perform raise_error('LS006',
+            format('offset %s cannot be committed: partition %s of topic %s ends at %s',
+                coalesce(wrong.committed::text, 'null'), wrong.partition, wrong.topic, wrong.high_watermark),
+            jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition, 'offset', wrong.committed,
+                'high_watermark', wrong.high_watermark),
             'Commit the offset of the next record to be read.');
     end if;
 end
@@ -39,17 +48,22 @@ $$;
 
 -- Takes the row locks of the offsets, ascending, and writes them. Returns nothing.
 create or replace function store_offsets(
-    "group" int4, topic_ids int4[], partitions int4[], offsets int8[], leader_epochs int4[], metadata text[], claim_epochs int8[]
+    "group" int4, topic_ids int4[], partitions int4[], offsets int8[], leader_epochs int4[], metadata text[],
+        claim_epochs int8[]
 ) returns void
 language sql volatile set search_path from current
 begin atomic
-    insert into group_offset as o (group_id, topic_id, partition, committed_offset, leader_epoch, claim_epoch, metadata, committed_at)
-    select store_offsets."group", w.topic_id, w.partition, w.committed, w.leader_epoch, w.claim_epoch, coalesce(w.metadata, ''), clock_timestamp()
-    from unnest(store_offsets.topic_ids, store_offsets.partitions, store_offsets.offsets, store_offsets.leader_epochs, store_offsets.metadata, store_offsets.claim_epochs)
+    insert into group_offset as o (group_id, topic_id, partition, committed_offset, leader_epoch, claim_epoch,
+        metadata, committed_at)
+    select store_offsets."group", w.topic_id, w.partition, w.committed, w.leader_epoch, w.claim_epoch,
+        coalesce(w.metadata, ''), clock_timestamp()
+    from unnest(store_offsets.topic_ids, store_offsets.partitions, store_offsets.offsets,
+        store_offsets.leader_epochs, store_offsets.metadata, store_offsets.claim_epochs)
         w (topic_id, partition, committed, leader_epoch, metadata, claim_epoch)
     order by w.topic_id, w.partition
     on conflict (group_id, topic_id, partition) do update
-        set committed_offset = excluded.committed_offset, leader_epoch = excluded.leader_epoch, claim_epoch = excluded.claim_epoch,
+        set committed_offset = excluded.committed_offset, leader_epoch = excluded.leader_epoch,
+            claim_epoch = excluded.claim_epoch,
             metadata = excluded.metadata, committed_at = excluded.committed_at;
 end;
 
@@ -60,7 +74,8 @@ end;
 -- more, not the owner, a stale epoch, or (without a member) a group with members; details say which. LS021,
 -- LS001, LS006, LS012, LS026.
 create or replace function commit_offsets(
-    "group" text, member text, instance text, topic_ids int4[], partitions int4[], claim_epochs int8[], offsets int8[], leader_epochs int4[], metadata text[]
+    "group" text, member text, instance text, topic_ids int4[], partitions int4[], claim_epochs int8[],
+        offsets int8[], leader_epochs int4[], metadata text[]
 ) returns void
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -76,8 +91,10 @@ begin
             exit when found;
         end loop;
         if exists (select from group_member m where m.group_id = id) then
-            perform raise_error('LS022', format('group %s has members: only they may commit', to_json(commit_offsets."group")),
-                jsonb_build_object('group', commit_offsets."group", 'reason', 'group_has_members'), 'Use another group for partitions that are assigned by hand.');
+            perform raise_error('LS022', format('group %s has members: only they may commit',
+                to_json(commit_offsets."group")),
+                jsonb_build_object('group', commit_offsets."group", 'reason', 'group_has_members'),
+                    'Use another group for partitions that are assigned by hand.');
         end if;
         claim_epochs := null;
     else
@@ -85,12 +102,17 @@ begin
         from log_group g join group_member m on m.group_id = g.group_id
         where g.name = commit_offsets."group" and m.member_id = member;
         if not found then
-            if exists (select from log_group g join group_member m on m.group_id = g.group_id where g.name = commit_offsets."group" and m.instance_id = instance) then
-                perform raise_error('LS021', format('another member has taken the instance id %s', to_json(instance)),
-                    jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'instance_id', instance), 'Give every member of a group its own group_instance_id.');
+            if exists (select from log_group g join group_member m on m.group_id = g.group_id
+                where g.name = commit_offsets."group" and m.instance_id = instance) then
+                perform raise_error('LS021', format('another member has taken the instance id %s',
+                    to_json(instance)),
+                    jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'instance_id',
+                        instance), 'Give every member of a group its own group_instance_id.');
             end if;
-            perform raise_error('LS022', format('%s is not a member of group %s (any more)', to_json(left(member, 255)), to_json(left(commit_offsets."group", 255))),
-                jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'reason', 'unknown_member'), null);
+            perform raise_error('LS022', format('%s is not a member of group %s (any more)',
+                to_json(left(member, 255)), to_json(left(commit_offsets."group", 255))),
+                jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'reason',
+                    'unknown_member'), null);
         end if;
         perform from unnest(topic_ids, partitions) w (topic_id, partition)
         join group_claim c on c.group_id = id and c.topic_id = w.topic_id and c.partition = w.partition
@@ -102,9 +124,15 @@ begin
         order by w.topic_id, w.partition limit 1;
         if found then
             perform raise_error('LS022',
-                format('partition %s of topic %s is not this member''s (any more)', wrong.partition, coalesce((select t.name from topic t where t.topic_id = wrong.topic_id), wrong.topic_id::text)),
-                jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'topic', (select t.name from topic t where t.topic_id = wrong.topic_id), 'partition', wrong.partition,
-                    'reason', case when wrong.owner is distinct from me then 'not_owner' else 'stale_epoch' end, 'claim_epoch', wrong.claim_epoch, 'current_epoch', wrong.current_epoch), null);
+                format('partition %s of topic %s is not this member''s (any more)', wrong.partition,
+                    coalesce((select t.name from topic t where t.topic_id = wrong.topic_id),
+                    wrong.topic_id::text)),
+                jsonb_build_object('group', commit_offsets."group", 'member_id', member, 'topic',
+                    (select t.name from topic t where t.topic_id = wrong.topic_id), 'partition',
+                    wrong.partition,
+                    'reason', case when wrong.owner is distinct
+                        from me then 'not_owner' else 'stale_epoch' end, 'claim_epoch', wrong.claim_epoch,
+                        'current_epoch', wrong.current_epoch), null);
         end if;
     end if;
     perform check_commit(topic_ids, partitions, offsets, metadata);
@@ -114,20 +142,26 @@ $$;
 
 -- Takes no lock, reads offsets, writes nothing, returns those of the wanted partitions (of all, when
 -- topic_ids is null) that have one. A group that does not exist has none.
-create or replace function committed_offsets("group" text, topic_ids int4[] default null, partitions int4[] default null)
-returns table (topic text, topic_id int4, "partition" int4, committed_offset int8, leader_epoch int4, metadata text, committed_at int8)
+create or replace function committed_offsets("group" text, topic_ids int4[] default null,
+    partitions int4[] default null)
+returns table (topic text, topic_id int4, "partition" int4, committed_offset int8, leader_epoch int4,
+    metadata text, committed_at int8)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 begin
     if committed_offsets.topic_ids is null then
-        return query select t.name, o.topic_id, o.partition, o.committed_offset, o.leader_epoch, o.metadata, (extract(epoch from o.committed_at) * 1000)::int8
-            from log_group g join group_offset o on o.group_id = g.group_id join topic t on t.topic_id = o.topic_id
+        return query select t.name, o.topic_id, o.partition, o.committed_offset, o.leader_epoch, o.metadata,
+            (extract(epoch from o.committed_at) * 1000)::int8
+            from log_group g join group_offset o on o.group_id = g.group_id
+                join topic t on t.topic_id = o.topic_id
             where g.name = committed_offsets."group" order by t.name, o.partition;
     else
-        return query select t.name, o.topic_id, o.partition, o.committed_offset, o.leader_epoch, o.metadata, (extract(epoch from o.committed_at) * 1000)::int8
+        return query select t.name, o.topic_id, o.partition, o.committed_offset, o.leader_epoch, o.metadata,
+            (extract(epoch from o.committed_at) * 1000)::int8
             from unnest(committed_offsets.topic_ids, committed_offsets.partitions) w (topic_id, partition)
             join log_group g on g.name = committed_offsets."group"
-            join group_offset o on o.group_id = g.group_id and o.topic_id = w.topic_id and o.partition = w.partition
+            join group_offset o on o.group_id = g.group_id and o.topic_id = w.topic_id
+                and o.partition = w.partition
             join topic t on t.topic_id = o.topic_id
             order by t.name, o.partition;
     end if;
@@ -149,8 +183,10 @@ begin
     perform expire_members(id);
     select count(*) into members from group_member m where m.group_id = id;
     if members > 0 then
-        perform raise_error('LS023', format('group %s has %s %s', to_json(idle_group."group"), members, case when members = 1 then 'member' else 'members' end),
-            jsonb_build_object('group', idle_group."group", 'members', members), 'Stop its members first; one that was killed is gone when its session timeout has passed.');
+        perform raise_error('LS023', format('group %s has %s %s', to_json(idle_group."group"), members, case
+            when members = 1 then 'member' else 'members' end),
+            jsonb_build_object('group', idle_group."group", 'members', members),
+                'Stop its members first; one that was killed is gone when its session timeout has passed.');
     end if;
     return id;
 end
@@ -159,7 +195,8 @@ $$;
 -- Takes the group's row lock (the group is made if need be), reads the partitions' ends, writes offsets: what
 -- is out of range is moved to the nearest offset there is. Returns the offsets as they are now. LS001, LS012,
 -- LS023: the group has members.
-create or replace function reset_offsets("group" text, topic_ids int4[], partitions int4[], offsets int8[]) returns int8[]
+create or replace function reset_offsets("group" text, topic_ids int4[], partitions int4[],
+    offsets int8[]) returns int8[]
 language plpgsql volatile security definer set search_path from current as $$
 declare
     id int4;
@@ -192,7 +229,8 @@ language sql volatile set search_path from current
 begin atomic
     delete from group_offset o where o.group_id = forget_group."group";
     delete from group_claim c where c.group_id = forget_group."group";
-    delete from share_partition s where s.group_id = forget_group."group";   -- first: it waits for those who acquire
+    -- First: it waits for those who acquire.
+    delete from share_partition s where s.group_id = forget_group."group";
     delete from share_window w where w.group_id = forget_group."group";
     delete from share_flight f where f.group_id = forget_group."group";
     delete from share_delay d where d.group_id = forget_group."group";
@@ -202,7 +240,8 @@ end;
 
 -- Takes the group's row lock, deletes committed offsets. Returns how many there were. LS023: members of the
 -- group subscribe to one of the topics, LS024.
-create or replace function delete_group_offsets("group" text, topic_ids int4[], partitions int4[]) returns int4
+create or replace function delete_group_offsets("group" text, topic_ids int4[],
+    partitions int4[]) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
     id constant int4 := (group_of(delete_group_offsets."group")).group_id;
@@ -210,9 +249,11 @@ declare
 begin
     perform from log_group g where g.group_id = id for no key update;
     perform expire_members(id);
-    if exists (select from group_member m join topic t on t.name = any (m.topics) or t.name ~ anchored_pattern(m.pattern)
+    if exists (select from group_member m
+        join topic t on t.name = any (m.topics) or t.name ~ anchored_pattern(m.pattern)
                where m.group_id = id and t.topic_id = any (delete_group_offsets.topic_ids)) then
-        perform raise_error('LS023', format('members of group %s subscribe to one of the topics', to_json(delete_group_offsets."group")),
+        perform raise_error('LS023', format('members of group %s subscribe to one of the topics',
+            to_json(delete_group_offsets."group")),
             jsonb_build_object('group', delete_group_offsets."group"), null);
     end if;
     delete from group_offset o using unnest(topic_ids, partitions) w (topic_id, partition)
@@ -231,8 +272,10 @@ declare
 begin
     perform from log_group g where g.group_id = id for no key update;
     if remove_members(id, (select array_agg(m.member_no) from group_member m
-                           where m.group_id = id and (m.member_id = remove_member.member or m.instance_id = remove_member.member))) = 0 then
-        perform raise_error('LS020', format('group %s has no member %s', to_json(remove_member."group"), to_json(left(remove_member.member, 255))),
+                           where m.group_id = id and (m.member_id = remove_member.member
+                               or m.instance_id = remove_member.member))) = 0 then
+        perform raise_error('LS020', format('group %s has no member %s', to_json(remove_member."group"),
+            to_json(left(remove_member.member, 255))),
             jsonb_build_object('group', remove_member."group", 'member_id', remove_member.member), null);
     end if;
 end
@@ -242,7 +285,8 @@ $$;
 -- offsets.retention.minutes says: groups that have had no member, and no commit, for that long, and in groups
 -- with members the offsets of topics that nobody in them subscribes to; and the offsets of deleted topics.
 -- Removes members whose lease has run out. Returns how many offsets are gone.
-create or replace function expire_offsets(retention_minutes int8 default 10080, at_most int4 default 100) returns int8
+create or replace function expire_offsets(retention_minutes int8 default 10080,
+    at_most int4 default 100) returns int8
 language plpgsql volatile security definer set search_path from current as $$
 declare
     candidate record;
@@ -253,14 +297,18 @@ begin
     delete from group_offset o where not exists (select from topic t where t.topic_id = o.topic_id);
     get diagnostics expired = row_count;
     gone := gone + expired;
-    for candidate in select g.group_id, g.kind, coalesce((g.configs ->> 'offsets.retention.minutes')::int8, retention_minutes) as minutes from log_group g
+    for candidate in select g.group_id, g.kind,
+        coalesce((g.configs ->> 'offsets.retention.minutes')::int8, retention_minutes) as minutes
+        from log_group g
                      where g.kind = 'consumer' order by g.group_id for no key update skip locked loop
         perform expire_members(candidate.group_id);
         horizon := clock_timestamp() - candidate.minutes * interval '1 minute';
         delete from group_offset o
         where o.group_id = candidate.group_id and o.committed_at < horizon
-          and coalesce((select g.emptied_at from log_group g where g.group_id = o.group_id), '-infinity') < horizon
-          and not exists (select from group_claim c where c.group_id = o.group_id and c.topic_id = o.topic_id and c.target is not null);
+          and coalesce((select g.emptied_at from log_group g where g.group_id = o.group_id),
+              '-infinity') < horizon
+          and not exists (select from group_claim c
+              where c.group_id = o.group_id and c.topic_id = o.topic_id and c.target is not null);
         get diagnostics expired = row_count;
         gone := gone + expired;
         delete from group_claim c
@@ -268,7 +316,8 @@ begin
           and exists (select from log_group g where g.group_id = c.group_id and g.emptied_at < horizon)
           and not exists (select from group_offset o where o.group_id = c.group_id);
         delete from log_group g
-        where g.group_id = candidate.group_id and g.emptied_at < horizon and not exists (select from group_offset o where o.group_id = g.group_id);
+        where g.group_id = candidate.group_id and g.emptied_at < horizon
+            and not exists (select from group_offset o where o.group_id = g.group_id);
     end loop;
     return gone;
 end
