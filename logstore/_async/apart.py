@@ -14,7 +14,7 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Final
 
-__all__ = ["Apart", "Bell", "SharedLock", "settle"]
+__all__ = ["Apart", "Bell", "SharedLock", "settle", "settle_soon"]
 
 SharedLock: Final = threading.Lock
 """Guards state that several threads touch, for a moment and never across an await."""
@@ -67,3 +67,15 @@ async def settle(result: object) -> None:
     """Wait for what a callback returned, if it is something to be waited for."""
     if isawaitable(result):
         await result
+
+
+def settle_soon(result: object) -> None:
+    """Let what a callback returned go on by itself, if it is something to be waited for."""
+    if isawaitable(result):
+        task = asyncio.ensure_future(result)
+        _going_on.add(task)
+        task.add_done_callback(_going_on.discard)
+
+
+_going_on: Final[set[asyncio.Future[Any]]] = set()
+"""The event loop itself holds its tasks only weakly."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from random import random
 from typing import Any, Generic, TypeVar
 
@@ -46,10 +47,12 @@ CLOSE_S = 2.0
 class Question(Generic[T]):
     """Something that the user's side wants to know from the server."""
 
-    __slots__ = ("answer", "call", "done", "error")
+    __slots__ = ("answer", "call", "done", "error", "then")
 
-    def __init__(self, call: Call[T]) -> None:
+    def __init__(self, call: Call[T], then: Callable[[], object] | None) -> None:
         self.call = call
+        self.then = then
+        """Called, on the fetcher's side, when there is an answer or an error."""
         self.done = False
         self.answer: T | None = None
         self.error: LogstoreError | None = None
@@ -145,9 +148,12 @@ class Fetcher:
             raise question.error
         return question.answer  # type: ignore[return-value]
 
-    def post(self, call: Call[T]) -> Question[T]:
-        """Ask without waiting: the answer will be in what this returns, once it is ``done``."""
-        question = Question(call)
+    def post(self, call: Call[T], then: Callable[[], object] | None = None) -> Question[T]:
+        """Ask without waiting: the answer will be in what this returns, once it is ``done``.
+
+        ``then`` is called at that time, on the fetcher's side.
+        """
+        question = Question(call, then)
         with self._lock:
             self._questions.append(question)
             self.disturb()
@@ -276,6 +282,8 @@ class Fetcher:
             if question in self._questions:
                 self._questions.remove(question)
             self.changed.notify_all()
+        if question.then is not None:
+            question.then()
 
     def _metadata_is_due(self) -> bool:
         subscription = self._subscription

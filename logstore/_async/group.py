@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from uuid import uuid4
 
-from logstore._async.apart import Bell, settle
+from logstore._async.apart import Bell, settle, settle_soon
 from logstore._async.concurrency import Lock
 from logstore._async.fetcher import Fetcher
 from logstore._async.heart import Heart
@@ -128,15 +128,38 @@ class Group:
             self.heart.nudge()
 
     def unsubscribe(self) -> None:
-        """Leave the group.  What was read since the last commit may be read again by another member."""
+        """Give everything up: tell the listener, commit (if that is automatic), then leave the group; none of
+        it is waited for.
+        """
+        with self._lock:
+            positions = self._subscription.positions()
+        with self.heart.lock:
+            held = dict(self._membership.held)
+        if held and self._listener is not None:
+            settle_soon(self._listener.on_partitions_revoked(list(held)))
+        wanted = {
+            tp: OffsetAndMetadata(offset)
+            for tp, offset in positions.items()
+            if tp in held and self._committed.get(tp) != offset
+        }
+        commits = self._auto_commit and not self.at_most_once and bool(wanted)
+        call = self._commit_call(wanted, {tp.topic: held[tp].topic_id for tp in wanted}) if commits else None
         self.subscribed = False
         self._listener = None
         self._committed.clear()
         self._unanchored.clear()
         with self.heart.lock:
             self._membership.held.clear()
-            self._membership.unsubscribe(time.monotonic())
-        self.heart.nudge()
+        if call is None:
+            self._leave()
+        else:
+            self._fetcher.post(call, self._leave)
+
+    def _leave(self) -> None:
+        if not self.subscribed:
+            with self.heart.lock:
+                self._membership.unsubscribe(time.monotonic())
+            self.heart.nudge()
 
     @property
     def metadata(self) -> ConsumerGroupMetadata:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Apart", "Bell", "SharedLock", "settle"]
+__all__ = ["Apart", "Bell", "SharedLock", "settle", "settle_soon"]
 
 SharedLock: Final = threading.Lock
 """Guards state that several threads touch, for a moment."""
@@ -41,4 +41,8 @@ class Bell:
 
 
 def settle(result: object) -> None:
+    """What a callback returned is there already."""
+
+
+def settle_soon(result: object) -> None:
     """What a callback returned is there already."""

@@ -101,6 +101,18 @@ def test_iteration_commits_what_it_handed_out_before(
     assert committed(raw)[0] == 12
 
 
+def test_unsubscribing_commits_before_it_leaves(member: Callable[..., Any], log: Appender, raw: Any) -> None:
+    consumer = member("t", auto_commit_interval_ms=3_600_000)
+    polled(consumer)
+    consumer.unsubscribe()
+
+    def left() -> bool:
+        return bool(raw.execute("SELECT count(*) FROM logstore.group_members").fetchone() == (0,))
+
+    eventually(left, "it has left")
+    assert committed(raw)[0] == 5
+
+
 @pytest.mark.every_server
 def test_at_most_once_commits_before_it_hands_out(
     member: Callable[..., Any], log: Appender, raw: Any
