@@ -16,21 +16,29 @@ declare
     first_wanted int8;
 begin
     if not exists (select from topic_partition p where p.topic_id = any (topic_ids)
-                   and not exists (select from share_partition s where s.group_id = g.group_id and s.topic_id = p.topic_id and s.partition = p.partition)) then
+                   and not exists (select from share_partition s
+                       where (s.group_id, s.topic_id, s.partition) = (g.group_id, p.topic_id, p.partition)))
+                       then
         return false;
     end if;
     -- What is left of topics that have been deleted since.
-    delete from share_partition s where s.group_id = g.group_id and not exists (select from topic t where t.topic_id = s.topic_id);
-    delete from share_window w where w.group_id = g.group_id and not exists (select from topic t where t.topic_id = w.topic_id);
-    delete from share_flight f where f.group_id = g.group_id and not exists (select from topic t where t.topic_id = f.topic_id);
-    delete from share_delay d where d.group_id = g.group_id and not exists (select from topic t where t.topic_id = d.topic_id);
+    delete from share_partition s where s.group_id = g.group_id
+        and not exists (select from topic t where t.topic_id = s.topic_id);
+    delete from share_window w where w.group_id = g.group_id
+        and not exists (select from topic t where t.topic_id = w.topic_id);
+    delete from share_flight f where f.group_id = g.group_id
+        and not exists (select from topic t where t.topic_id = f.topic_id);
+    delete from share_delay d where d.group_id = g.group_id and not exists (select from topic t
+        where t.topic_id = d.topic_id);
     known := array(select distinct s.topic_id from share_partition s where s.group_id = g.group_id);
     for fresh in
         select p.topic_id, p.partition from topic_partition p where p.topic_id = any (topic_ids)
-        and not exists (select from share_partition s where s.group_id = g.group_id and s.topic_id = p.topic_id and s.partition = p.partition)
+        and not exists (select from share_partition s where (s.group_id, s.topic_id,
+            s.partition) = (g.group_id, p.topic_id, p.partition))
         order by p.topic_id, p.partition
     loop
-        insert into share_partition (group_id, topic_id, partition) values (g.group_id, fresh.topic_id, fresh.partition) on conflict do nothing;
+        insert into share_partition (group_id, topic_id, partition)
+            values (g.group_id, fresh.topic_id, fresh.partition) on conflict do nothing;
         continue when not found;
         select h.log_start, h.high_watermark into log_start, end_offset
         from high_watermarks(array[fresh.topic_id], array[fresh.partition]) h;
@@ -39,10 +47,13 @@ begin
             when g.auto_offset_reset = 'latest' then end_offset
             else (select coalesce(o."offset", end_offset)
                   from list_offsets(array[fresh.topic_id], array[fresh.partition],
-                                    array[greatest(0, floor(extract(epoch from clock_timestamp() - substr(g.auto_offset_reset, 13)::interval) * 1000))::int8]) o)
+                                    array[greatest(0, floor(extract(epoch
+                                        from clock_timestamp() - substr(g.auto_offset_reset,
+                                        13)::interval) * 1000))::int8]) o)
         end;
         insert into share_window (group_id, topic_id, partition, end_offset, start_offset)
-        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(first_wanted, 0), coalesce(first_wanted, 0));
+        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(first_wanted, 0),
+            coalesce(first_wanted, 0));
     end loop;
     return true;
 end
@@ -50,11 +61,13 @@ $$;
 
 -- Takes no lock, reads the window of a partition, writes nothing, returns it: its live version is the last
 -- one in the index.
-create or replace function share_window_of(group_id int4, topic_id int4, "partition" int4) returns share_window
+create or replace function share_window_of(group_id int4, topic_id int4,
+    "partition" int4) returns share_window
 language sql stable set search_path from current
 begin atomic
     select w from share_window w
-    where w.group_id = share_window_of.group_id and w.topic_id = share_window_of.topic_id and w.partition = share_window_of.partition
+    where (w.group_id, w.topic_id, w.partition) = (share_window_of.group_id, share_window_of.topic_id,
+        share_window_of.partition)
     order by w.end_offset desc limit 1;
 end;
 
@@ -62,7 +75,8 @@ end;
 -- order and gives them to member until there are budget records; returns these (spent false), and the ranges
 -- that have been delivered too often (spent true), whose rows it deletes. Ranges below the log's start are
 -- deleted. In a group that keeps the order of keys only the first live record of each key is considered.
-create or replace function share_take(g share_group, topic_id int4, "partition" int4, member text, at timestamptz, log_start int8, budget int4)
+create or replace function share_take(g share_group, topic_id int4, "partition" int4, member text,
+    at timestamptz, log_start int8, budget int4)
 returns table (first_offset int8, last_offset int8, delivery_count int4, spent boolean, expired boolean)
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -75,28 +89,35 @@ declare
     cut int8;
 begin
     loop
-        -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever moves
-        -- a record between these does it in one commit.
+        -- One statement, so one snapshot: where the window begins, what is in it, what is delayed. Whoever
+        -- moves a record between these does it in one commit.
         if coalesce(g.key_ordered, false) then
             open ready for
                 with live as materialized (
                     select f.first_offset, f.key_hash from share_flight f
-                    where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
-                    and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset),
-                heads as materialized (select l.key_hash, min(l.first_offset) as first_offset from live l where l.key_hash is not null group by l.key_hash)
+                    where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                        share_take.partition)
+                    and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id,
+                        share_take.partition)).start_offset),
+                heads as materialized (select l.key_hash, min(l.first_offset) as first_offset from live l
+                    where l.key_hash is not null group by l.key_hash)
                 select f.* from share_flight f
-                where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
+                where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                    share_take.partition)
                 and f.first_offset >= (select min(l.first_offset) from live l)
                 and (f.member is null or f.due_at <= share_take.at)
                 and (f.key_hash is null or f.first_offset in (select h.first_offset from heads h))
-                and not exists (select from share_delay d where d.group_id = g.group_id and d.topic_id = share_take.topic_id and d.partition = share_take.partition
+                and not exists (select from share_delay d where (d.group_id, d.topic_id,
+                    d.partition) = (g.group_id, share_take.topic_id, share_take.partition)
                                 and d.key_hash = f.key_hash and d.first_offset < f.first_offset)
                 order by f.first_offset for update of f skip locked;
         else
             open ready for
                 select f.* from share_flight f
-                where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition
-                and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id, share_take.partition)).start_offset
+                where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                    share_take.partition)
+                and f.first_offset >= (share_window_of(g.group_id, share_take.topic_id,
+                    share_take.partition)).start_offset
                 and (f.member is null or f.due_at <= share_take.at)
                 order by f.first_offset for update skip locked;
         end if;
@@ -108,7 +129,8 @@ begin
                 continue;
             elsif one.first_offset < log_start then
                 update share_flight f set first_offset = share_take.log_start
-                where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = one.first_offset;
+                where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                    share_take.partition) and f.first_offset = one.first_offset;
                 one.first_offset := log_start;
             end if;
             first_offset := one.first_offset;
@@ -131,20 +153,26 @@ begin
         close ready;
         if gone <> '{}' then
             delete from share_flight f
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = any (gone);
+            where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                share_take.partition) and f.first_offset = any (gone);
         end if;
         if cut is not null then
-            insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
-            select f.group_id, f.topic_id, f.partition, lasts[cardinality(lasts)] + 1, cut, f.due_at, f.key_hash, f.delivery_count, null
+            insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at,
+                key_hash, delivery_count, member)
+            select f.group_id, f.topic_id, f.partition, lasts[cardinality(lasts)] + 1, cut, f.due_at,
+                f.key_hash, f.delivery_count, null
             from share_flight f
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = firsts[cardinality(firsts)];
+            where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                share_take.partition) and f.first_offset = firsts[cardinality(firsts)];
         end if;
         if firsts <> '{}' then
             update share_flight f
-            set member = share_take.member, delivery_count = f.delivery_count + 1, last_offset = t.last_offset,
+            set member = share_take.member, delivery_count = f.delivery_count + 1,
+                last_offset = t.last_offset,
                 due_at = share_take.at + g.record_lock_ms * interval '1 millisecond'
             from unnest(firsts, lasts) t (first_offset, last_offset)
-            where f.group_id = g.group_id and f.topic_id = share_take.topic_id and f.partition = share_take.partition and f.first_offset = t.first_offset;
+            where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_take.topic_id,
+                share_take.partition) and f.first_offset = t.first_offset;
         end if;
         -- Behind a record that is gone another one of its key may be ready.
         exit when budget <= 0 or gone = '{}' or not coalesce(g.key_ordered, false);
@@ -158,15 +186,18 @@ $$;
 
 -- Takes the partition's share lock: waits for it or not, as asked; reads and writes nothing else, returns
 -- whether it has it. It keeps the window still.
-create or replace function share_lock(g share_group, topic_id int4, "partition" int4, wait boolean) returns boolean
+create or replace function share_lock(g share_group, topic_id int4, "partition" int4,
+    wait boolean) returns boolean
 language plpgsql volatile set search_path from current as $$
 begin
     if wait then
         perform from share_partition s
-        where s.group_id = g.group_id and s.topic_id = share_lock.topic_id and s.partition = share_lock.partition for no key update;
+        where (s.group_id, s.topic_id, s.partition) = (g.group_id, share_lock.topic_id, share_lock.partition)
+            for no key update;
     else
         perform from share_partition s
-        where s.group_id = g.group_id and s.topic_id = share_lock.topic_id and s.partition = share_lock.partition for no key update skip locked;
+        where (s.group_id, s.topic_id, s.partition) = (g.group_id, share_lock.topic_id, share_lock.partition)
+            for no key update skip locked;
     end if;
     return found;
 end
@@ -175,39 +206,50 @@ $$;
 -- Needs the partition's share lock; reads the delayed ranges that are due at that time, moves them to
 -- share_flight as available and the window's start_offset below them, returns nothing. As many as there is
 -- room for.
-create or replace function share_resume(g share_group, topic_id int4, "partition" int4, at timestamptz, log_start int8) returns void
+create or replace function share_resume(g share_group, topic_id int4, "partition" int4, at timestamptz,
+    log_start int8) returns void
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
 declare
     tip constant share_window := share_window_of(g.group_id, topic_id, "partition");
-    room constant int8 := g.max_record_locks - (select coalesce(sum(f.last_offset - f.first_offset + 1), 0) from share_flight f
-        where f.group_id = g.group_id and f.topic_id = share_resume.topic_id and f.partition = share_resume.partition and f.first_offset >= tip.start_offset);
+    room constant int8 := g.max_record_locks - (select coalesce(sum(f.last_offset - f.first_offset + 1), 0)
+        from share_flight f
+        where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_resume.topic_id,
+            share_resume.partition) and f.first_offset >= tip.start_offset);
     lowest int8;
 begin
     with due as (
         select d.first_offset, d.last_offset,
-               room - sum(d.last_offset - d.first_offset + 1) over (order by d.due_at, d.first_offset) + d.last_offset - d.first_offset + 1 as fit
+               room - sum(d.last_offset - d.first_offset + 1) over (order by d.due_at,
+                   d.first_offset) + d.last_offset - d.first_offset + 1 as fit
         from (select * from share_delay d
-              where d.group_id = g.group_id and d.topic_id = share_resume.topic_id and d.partition = share_resume.partition and d.due_at <= share_resume.at
+              where (d.group_id, d.topic_id, d.partition) = (g.group_id, share_resume.topic_id,
+                  share_resume.partition) and d.due_at <= share_resume.at
               order by d.due_at, d.first_offset limit greatest(room, 0)) d
     ), taken as (
         delete from share_delay d using due
-        where d.group_id = g.group_id and d.topic_id = share_resume.topic_id and d.partition = share_resume.partition and d.first_offset = due.first_offset
+        where (d.group_id, d.topic_id, d.partition) = (g.group_id, share_resume.topic_id,
+            share_resume.partition) and d.first_offset = due.first_offset
         and due.fit > 0
         returning d.*, least(d.last_offset, d.first_offset + due.fit - 1) as upto
     ), put_back as (
-        insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count)
-        select t.group_id, t.topic_id, t.partition, t.upto + 1, t.last_offset, t.due_at, t.key_hash, t.delivery_count from taken t where t.upto < t.last_offset
+        insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash,
+            delivery_count)
+        select t.group_id, t.topic_id, t.partition, t.upto + 1, t.last_offset, t.due_at, t.key_hash,
+            t.delivery_count from taken t where t.upto < t.last_offset
     ), put as (
-        insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
-        select t.group_id, t.topic_id, t.partition, t.first_offset, t.upto, t.due_at, t.key_hash, t.delivery_count, null
+        insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash,
+            delivery_count, member)
+        select t.group_id, t.topic_id, t.partition, t.first_offset, t.upto, t.due_at, t.key_hash,
+            t.delivery_count, null
         from taken t where t.upto >= share_resume.log_start
         returning first_offset
     )
     select min(p.first_offset) into lowest from put p;
     if lowest < tip.start_offset then
         update share_window w set start_offset = lowest
-        where w.group_id = g.group_id and w.topic_id = share_resume.topic_id and w.partition = share_resume.partition and w.end_offset = tip.end_offset;
+        where (w.group_id, w.topic_id, w.partition) = (g.group_id, share_resume.topic_id,
+            share_resume.partition) and w.end_offset = tip.end_offset;
     end if;
 end
 $$;
@@ -218,13 +260,17 @@ $$;
 create or replace function deliver_after(header bytea, "timestamp" int8) returns timestamptz
 language sql immutable set search_path from current
 return case when encode(header, 'escape') ~ '\A\+?\d{1,15}\Z'
-            then to_timestamp((substr(encode(header, 'escape'), case get_byte(header, 0) when 43 then 2 else 1 end)::int8
+            then to_timestamp((substr(encode(header, 'escape'), case get_byte(header, 0) when 43 then 2
+                else 1 end)::int8
                                + case get_byte(header, 0) when 43 then "timestamp" else 0 end) / 1000.0) end;
 
--- Needs the partition's share lock; reads the batches behind the window's end and moves the end over them: up to budget records to member, and as many as that takes;
--- never above the high watermark, never more in flight than max_record_locks. Records with a delay go to share_delay. In a group that keeps the order of keys each
--- record has a row of its own, and those behind another one of their key become available, not acquired. Returns what member has got.
-create or replace function share_extend(g share_group, topic_id int4, "partition" int4, member text, at timestamptz, log_start int8, high_watermark int8, budget int4)
+-- Needs the partition's share lock; reads the batches behind the window's end and moves the end over them:
+-- up to budget records to member, and as many as that takes; never above the high watermark, never more in
+-- flight than max_record_locks. Records with a delay go to share_delay. In a group that keeps the order of
+-- keys each record has a row of its own, and those behind another one of their key become available, not
+-- acquired. Returns what member has got.
+create or replace function share_extend(g share_group, topic_id int4, "partition" int4, member text,
+    at timestamptz, log_start int8, high_watermark int8, budget int4)
 returns table (first_offset int8, last_offset int8)
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -232,8 +278,10 @@ declare
     tip constant share_window := share_window_of(g.group_id, topic_id, "partition");
     lock_until constant timestamptz := at + g.record_lock_ms * interval '1 millisecond';
     keyed constant boolean := coalesce(g.key_ordered, false);
-    room int8 := g.max_record_locks - (select coalesce(sum(f.last_offset - f.first_offset + 1), 0) from share_flight f
-        where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition and f.first_offset >= tip.start_offset);
+    room int8 := g.max_record_locks - (select coalesce(sum(f.last_offset - f.first_offset + 1), 0)
+        from share_flight f
+        where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_extend.topic_id,
+            share_extend.partition) and f.first_offset >= tip.start_offset);
     lo int8 := greatest(tip.end_offset, log_start);
     hi int8;
     jump int8;
@@ -246,7 +294,8 @@ declare
     got int8;
 begin
     while budget > 0 and room > 0 and lo < high_watermark loop
-        hi := least(high_watermark, lo + least(room, case when keyed then greatest(budget, 100) else budget end));
+        hi := least(high_watermark, lo + least(room, case when keyed then greatest(budget, 100)
+            else budget end));
         jump := high_watermark;
         available := '{}';
         offsets := '{}';
@@ -258,25 +307,36 @@ begin
             end if;
             jump := hi;
             available := available + case when batch.offset_deltas is null
-                then int8multirange(int8range(greatest(batch.base_offset, lo), least(batch.last_offset + 1, hi)))
-                else coalesce((select range_agg(int8range(batch.base_offset + d, batch.base_offset + d + 1)) from unnest(batch.offset_deltas) d
+                then int8multirange(int8range(greatest(batch.base_offset, lo),
+                    least(batch.last_offset + 1, hi)))
+                else coalesce((select range_agg(int8range(batch.base_offset + d, batch.base_offset + d + 1))
+                    from unnest(batch.offset_deltas) d
                                where batch.base_offset + d >= lo and batch.base_offset + d < hi), '{}') end;
             if keyed then
-                positions := share_positions(batch.base_offset, batch.record_count, batch.offset_deltas, int8multirange(int8range(lo, hi)));
-                offsets := offsets || array(select batch.base_offset + coalesce(batch.offset_deltas[n], n - 1) from unnest(positions) n);
-                hashes := hashes || case when batch.keys is null then array_fill(null::int8, array[cardinality(positions)])
-                    else array(select case when k.key is not null then hash_array_extended(array[k.key], 0) end
-                               from unnest(batch.keys) with ordinality k (key, n) where k.n = any (positions) order by k.n) end;
+                positions := share_positions(batch.base_offset, batch.record_count, batch.offset_deltas,
+                    int8multirange(int8range(lo, hi)));
+                offsets := offsets || array(select batch.base_offset + coalesce(batch.offset_deltas[n], n - 1)
+                    from unnest(positions) n);
+                hashes := hashes || case when batch.keys is null
+                    then array_fill(null::int8, array[cardinality(positions)])
+                    else array(select case when k.key is not null
+                        then hash_array_extended(array[k.key], 0) end
+                               from unnest(batch.keys) with ordinality k (key, n) where k.n = any (positions)
+                                   order by k.n) end;
             end if;
             if batch.header_records is not null and 'logstore.deliver-after' = any (batch.header_keys) then
                 with asked as (
-                    select distinct on (h.r) batch.base_offset + coalesce(batch.offset_deltas[h.r], h.r - 1) as "offset",
+                    select distinct on (h.r) batch.base_offset + coalesce(batch.offset_deltas[h.r],
+                        h.r - 1) as "offset",
                            deliver_after(h.v, coalesce(batch.timestamps[h.r], batch.max_timestamp)) as due_at
-                    from unnest(batch.header_records, batch.header_keys, batch.header_values) with ordinality h (r, k, v, n)
+                    from unnest(batch.header_records, batch.header_keys,
+                        batch.header_values) with ordinality h (r, k, v, n)
                     where h.k = 'logstore.deliver-after' order by h.r, h.n desc
                 ), put as (
-                    insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count)
-                    select g.group_id, share_extend.topic_id, share_extend.partition, a."offset", a."offset", a.due_at,
+                    insert into share_delay (group_id, topic_id, partition, first_offset, last_offset, due_at,
+                        key_hash, delivery_count)
+                    select g.group_id, share_extend.topic_id, share_extend.partition, a."offset", a."offset",
+                        a.due_at,
                            hashes[array_position(offsets, a."offset")], 0
                     from asked a where a."offset" >= lo and a."offset" < hi and a.due_at > share_extend.at
                     returning first_offset
@@ -293,25 +353,38 @@ begin
         got := 0;
         for first_offset, last_offset in
             with fresh as (
-                select lower(r) as first_offset, upper(r) - 1 as last_offset, null::int8 as key_hash, true as is_head
+                select lower(r) as first_offset, upper(r) - 1 as last_offset, null::int8 as key_hash,
+                    true as is_head
                 from unnest(available) r where not keyed
                 union all
                 select o.first_offset, o.first_offset, o.key_hash,
-                       o.key_hash is null or (row_number() over (partition by o.key_hash order by o.first_offset) = 1
-                                              and o.key_hash not in (select f.key_hash from share_flight f
-                                                  where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition
-                                                  and f.first_offset >= tip.start_offset and f.key_hash is not null)
-                                              and not exists (select from share_delay d
-                                                  where d.group_id = g.group_id and d.topic_id = share_extend.topic_id and d.partition = share_extend.partition
-                                                  and d.key_hash = o.key_hash and d.first_offset < o.first_offset))
-                from unnest(offsets, hashes) o (first_offset, key_hash) where keyed and available @> o.first_offset
+                    o.key_hash is null
+                    or (row_number() over (partition by o.key_hash order by o.first_offset) = 1
+                        and o.key_hash not in (
+                            select f.key_hash from share_flight f
+                            where (f.group_id, f.topic_id, f.partition)
+                                = (g.group_id, share_extend.topic_id, share_extend.partition)
+                            and f.first_offset >= tip.start_offset and f.key_hash is not null)
+                        and not exists (
+                            select from share_delay d
+                            where (d.group_id, d.topic_id, d.partition)
+                                = (g.group_id, share_extend.topic_id, share_extend.partition)
+                            and d.key_hash = o.key_hash and d.first_offset < o.first_offset))
+                from unnest(offsets, hashes) o (first_offset, key_hash)
+                where keyed and available @> o.first_offset
             ), ranked as (
-                select n.*, n.is_head and sum(case when n.is_head then n.last_offset - n.first_offset + 1 end) over (order by n.first_offset) <= budget as mine
+                select n.*,
+                    n.is_head
+                    and sum(case when n.is_head then n.last_offset - n.first_offset + 1 end)
+                        over (order by n.first_offset) <= budget as mine
                 from fresh n
             ), put as (
-                insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at, key_hash, delivery_count, member)
-                select g.group_id, share_extend.topic_id, share_extend.partition, n.first_offset, n.last_offset,
-                       case when n.mine then lock_until else share_extend.at end, n.key_hash, n.mine::int4, case when n.mine then share_extend.member end
+                insert into share_flight (group_id, topic_id, partition, first_offset, last_offset, due_at,
+                    key_hash, delivery_count, member)
+                select g.group_id, share_extend.topic_id, share_extend.partition, n.first_offset,
+                    n.last_offset,
+                       case when n.mine then lock_until else share_extend.at end, n.key_hash, n.mine::int4,
+                           case when n.mine then share_extend.member end
                 from ranked n
                 returning first_offset, last_offset, member
             )
@@ -329,16 +402,21 @@ begin
         update share_window w
         set end_offset = lo,
             start_offset = least(lo, (select min(f.first_offset) from share_flight f
-                where f.group_id = g.group_id and f.topic_id = share_extend.topic_id and f.partition = share_extend.partition and f.first_offset >= tip.start_offset))
-        where w.group_id = g.group_id and w.topic_id = share_extend.topic_id and w.partition = share_extend.partition and w.end_offset = tip.end_offset;
+                where (f.group_id, f.topic_id, f.partition) = (g.group_id, share_extend.topic_id,
+                    share_extend.partition) and f.first_offset >= tip.start_offset))
+        where (w.group_id, w.topic_id, w.partition) = (g.group_id, share_extend.topic_id,
+            share_extend.partition) and w.end_offset = tip.end_offset;
     end if;
 end
 $$;
 
--- Under the group's advisory lock, shared; reads the catalog and the group, makes the group, and its state of these topics' partitions, where they are new;
--- returns the topics' ids in the order of topics. key_ordered: what members want share.key.ordered to be; null: as it is. The first to say so decides.
--- LS001 no such topic, LS012 arguments, LS023 records are in flight without the order of keys, LS028 another kind of group, or key_ordered does not fit.
-create or replace function open_share_group("group" text, topics text[], key_ordered boolean default null) returns int4[]
+-- Under the group's advisory lock, shared; reads the catalog and the group, makes the group, and its state
+-- of these topics' partitions, where they are new; returns the topics' ids in the order of topics.
+-- key_ordered: what members want share.key.ordered to be; null: as it is. The first to say so decides.
+-- LS001 no such topic, LS012 arguments, LS023 records are in flight without the order of keys, LS028
+-- another kind of group, or key_ordered does not fit.
+create or replace function open_share_group("group" text, topics text[],
+    key_ordered boolean default null) returns int4[]
 language plpgsql volatile security definer set search_path from current as $$
 declare
     g share_group;
@@ -346,7 +424,8 @@ declare
     name text;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
-        perform raise_error('LS012', 'a share group needs the isolation level READ COMMITTED', null, 'Use a transaction of its own.');
+        perform raise_error('LS012', 'a share group needs the isolation level READ COMMITTED', null,
+            'Use a transaction of its own.');
     end if;
     if (cardinality(topics) >= 1) is not true then
         perform raise_error('LS012', 'at least one topic is needed', null, null);
@@ -362,24 +441,32 @@ begin
     end if;
     g := share_group_of("group");
     if open_share_group.key_ordered <> coalesce(g.key_ordered, false) then
-        perform raise_error('LS028', format('share.key.ordered of group %s is %s', to_json("group"), coalesce(g.key_ordered, false)),
-            jsonb_build_object('group', "group", 'share.key.ordered', coalesce(g.key_ordered, false)), 'All members of a group have to want the same.');
+        perform raise_error('LS028', format('share.key.ordered of group %s is %s', to_json("group"),
+            coalesce(g.key_ordered, false)),
+            jsonb_build_object('group', "group", 'share.key.ordered', coalesce(g.key_ordered, false)),
+                'All members of a group have to want the same.');
     end if;
     if g.dead_letter_topic = any (topics) then
-        perform raise_error('LS012', format('group %s cannot consume %s, its dead-letter topic', to_json("group"), g.dead_letter_topic),
-            jsonb_build_object('group', "group", 'topic', g.dead_letter_topic), 'Consume it with another group.');
+        perform raise_error('LS012', format('group %s cannot consume %s, its dead-letter topic',
+            to_json("group"), g.dead_letter_topic),
+            jsonb_build_object('group', "group", 'topic', g.dead_letter_topic),
+                'Consume it with another group.');
     end if;
     perform share_begin(g, ids);
     return ids;
 end
 $$;
 
--- As open_share_group, then locks as the head of this file says; reads the group's state and the log; gives member up to max_records records of
--- these topics, those that were delivered before first, and writes their state; returns them as ranges, idx being the topic's position in topics. lock_ms is how long
--- they are member's. With nothing to give: one row without offsets, whose wait_ms says when something will be due (null: not known). Records that were delivered
--- too often go to the dead-letter topic in the same transaction. Raises as open_share_group.
-create or replace function acquire("group" text, member text, topics text[], max_records int4 default 500, key_ordered boolean default null)
-returns table (idx int4, topic_id int4, "partition" int4, first_offset int8, last_offset int8, delivery_count int4, lock_ms int4, wait_ms int8)
+-- As open_share_group, then locks as the head of this file says; reads the group's state and the log;
+-- gives member up to max_records records of these topics, those that were delivered before first, and
+-- writes their state; returns them as ranges, idx being the topic's position in topics. lock_ms is how
+-- long they are member's. With nothing to give: one row without offsets, whose wait_ms says when something
+-- will be due (null: not known). Records that were delivered too often go to the dead-letter topic in the
+-- same transaction. Raises as open_share_group.
+create or replace function acquire("group" text, member text, topics text[], max_records int4 default 500,
+    key_ordered boolean default null)
+returns table (idx int4, topic_id int4, "partition" int4, first_offset int8, last_offset int8,
+    delivery_count int4, lock_ms int4, wait_ms int8)
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -401,7 +488,8 @@ begin
     end if;
     ids := open_share_group("group", topics, acquire.key_ordered);
     g := share_group_of("group");
-    -- In a transaction of its own that has made nothing new, durability would be waste: records that were acquired are available again after a crash.
+    -- In a transaction of its own that has made nothing new, durability would be waste: records that were
+    -- acquired are available again after a crash.
     if transaction_timestamp() = statement_timestamp() and pg_current_xact_id_if_assigned() is null then
         perform set_config('synchronous_commit', 'off', true);
     end if;
@@ -409,13 +497,19 @@ begin
     for candidate in
         with parts as (
             select i.n::int4 as idx, p.topic_id, p.partition, row_number() over () as place
-            from unnest(ids) with ordinality i (topic_id, n) join topic_partition p on p.topic_id = i.topic_id)
-        select p.idx, p.topic_id, p.partition, h.log_start, h.high_watermark, w.end_offset < h.high_watermark as is_behind,
-               exists (select from share_delay d where d.group_id = g.group_id and d.topic_id = p.topic_id and d.partition = p.partition
+            from unnest(ids) with ordinality i (topic_id, n)
+                join topic_partition p on p.topic_id = i.topic_id)
+        select p.idx, p.topic_id, p.partition, h.log_start, h.high_watermark,
+            w.end_offset < h.high_watermark as is_behind,
+               exists (select from share_delay d where (d.group_id, d.topic_id, d.partition) = (g.group_id,
+                   p.topic_id, p.partition)
                        and d.due_at <= moment) as is_due,
-               exists (select from share_flight f where f.group_id = g.group_id and f.topic_id = p.topic_id and f.partition = p.partition
-                       and f.first_offset >= w.start_offset and (f.member is null or f.due_at <= moment)) as is_ready
-        from high_watermarks(array(select p.topic_id from parts p order by p.place), array(select p.partition from parts p order by p.place)) h
+               exists (select from share_flight f where (f.group_id, f.topic_id, f.partition) = (g.group_id,
+                   p.topic_id, p.partition)
+                       and f.first_offset >= w.start_offset and (f.member is null
+                           or f.due_at <= moment)) as is_ready
+        from high_watermarks(array(select p.topic_id from parts p order by p.place),
+            array(select p.partition from parts p order by p.place)) h
         join parts p on p.place = h.idx
         cross join lateral share_window_of(g.group_id, p.topic_id, p.partition) w
         order by random()
@@ -430,25 +524,32 @@ begin
             end if;
         end if;
         if locked or candidate.is_ready then
-            for one in select * from share_take(g, candidate.topic_id, candidate.partition, member, moment, candidate.log_start, budget) loop
+            for one in select * from share_take(g, candidate.topic_id, candidate.partition, member, moment,
+                candidate.log_start, budget) loop
                 holding := true;
                 if one.spent then
-                    dead := dead || row(g.group_id, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, moment, null, one.delivery_count, null)::share_flight;
-                    reasons := reasons || format(case when one.expired then 'The lock ran out at delivery %s of %s.' else 'Released at delivery %s of %s.' end,
+                    dead := dead || row(g.group_id, candidate.topic_id, candidate.partition, one.first_offset,
+                        one.last_offset, moment, null, one.delivery_count, null)::share_flight;
+                    reasons := reasons || format(case when one.expired
+                        then 'The lock ran out at delivery %s of %s.'
+                        else 'Released at delivery %s of %s.' end,
                                                  one.delivery_count, g.delivery_limit);
                     continue;
                 end if;
                 budget := budget - (one.last_offset - one.first_offset + 1);
-                return query values (candidate.idx, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, one.delivery_count,
+                return query values (candidate.idx, candidate.topic_id, candidate.partition, one.first_offset,
+                    one.last_offset, one.delivery_count,
                                      g.record_lock_ms, null::int8);
             end loop;
         end if;
         if candidate.is_behind and budget > 0 then
             locked := locked or share_lock(g, candidate.topic_id, candidate.partition, false);
             if locked then
-                for one in select * from share_extend(g, candidate.topic_id, candidate.partition, member, moment, candidate.log_start, candidate.high_watermark, budget) loop
+                for one in select * from share_extend(g, candidate.topic_id, candidate.partition, member,
+                    moment, candidate.log_start, candidate.high_watermark, budget) loop
                     budget := budget - (one.last_offset - one.first_offset + 1);
-                    return query values (candidate.idx, candidate.topic_id, candidate.partition, one.first_offset, one.last_offset, 1, g.record_lock_ms, null::int8);
+                    return query values (candidate.idx, candidate.topic_id, candidate.partition,
+                        one.first_offset, one.last_offset, 1, g.record_lock_ms, null::int8);
                 end loop;
             else
                 busy := candidate;
@@ -458,16 +559,19 @@ begin
     end loop;
 
     if not holding and busy is not null then
-        -- Others were moving every window that could be moved: queue up for one of them, while nobody can be waiting for us.
+        -- Others were moving every window that could be moved: queue up for one of them, while nobody can
+        -- be waiting for us.
         if share_lock(g, busy.topic_id, busy.partition, true) then
             moment := clock_timestamp();
             for one in
                 select e.* from high_watermarks(array[busy.topic_id], array[busy.partition]) h,
-                    share_extend(g, busy.topic_id, busy.partition, member, moment, h.log_start, h.high_watermark, budget) e
+                    share_extend(g, busy.topic_id, busy.partition, member, moment, h.log_start,
+                        h.high_watermark, budget) e
                 where h.log_start is not null
             loop
                 budget := budget - (one.last_offset - one.first_offset + 1);
-                return query values (busy.idx, busy.topic_id, busy.partition, one.first_offset, one.last_offset, 1, g.record_lock_ms, null::int8);
+                return query values (busy.idx, busy.topic_id, busy.partition, one.first_offset,
+                    one.last_offset, 1, g.record_lock_ms, null::int8);
             end loop;
         end if;
     end if;
@@ -477,12 +581,15 @@ begin
     if budget = max_records then
         return query
             select null::int4, null::int4, null::int4, null::int8, null::int8, null::int4, g.record_lock_ms,
-                   case when dead <> '{}' or busy is not null then 0 else ceil(extract(epoch from share_next_due(g.group_id, ids) - clock_timestamp()) * 1000)::int8 end;
+                   case when dead <> '{}' or busy is not null then 0
+                       else ceil(extract(epoch from share_next_due(g.group_id,
+                       ids) - clock_timestamp()) * 1000)::int8 end;
     end if;
 end
 $$;
 
--- Takes no lock, reads what is in flight and delayed in these topics, writes nothing, returns when the first of it will be due; null: nothing is.
+-- Takes no lock, reads what is in flight and delayed in these topics, writes nothing, returns when the
+-- first of it will be due; null: nothing is.
 create or replace function share_next_due(group_id int4, topic_ids int4[]) returns timestamptz
 language sql stable set search_path from current
 begin atomic
@@ -490,9 +597,11 @@ begin atomic
     cross join lateral (select w.start_offset from share_window_of(s.group_id, s.topic_id, s.partition) w) w
     cross join lateral (
         select min(f.due_at) as due_at from share_flight f
-        where f.group_id = s.group_id and f.topic_id = s.topic_id and f.partition = s.partition and f.first_offset >= w.start_offset and f.member is not null
+        where (f.group_id, f.topic_id, f.partition) = (s.group_id, s.topic_id, s.partition)
+            and f.first_offset >= w.start_offset and f.member is not null
         union all
         (select d.due_at from share_delay d
-         where d.group_id = s.group_id and d.topic_id = s.topic_id and d.partition = s.partition order by d.due_at limit 1)) n
+         where (d.group_id, d.topic_id, d.partition) = (s.group_id, s.topic_id, s.partition) order by d.due_at
+             limit 1)) n
     where s.group_id = share_next_due.group_id and s.topic_id = any (share_next_due.topic_ids);
 end;

@@ -1,6 +1,7 @@
 """Share groups: queues over the log.
 
-The text is frozen: later changes are later revisions.  Names are unqualified; the runner sets ``search_path``.
+The text is frozen: later changes are later revisions.  Names are unqualified; the runner sets
+``search_path``.
 """
 
 from alembic import op
@@ -9,7 +10,8 @@ revision = "0003"
 down_revision = "0002"
 
 TABLES = """
--- What a share group's configs come to; one row a group of kind 'share' (the name is in log_group). Written when its configs change.
+-- What a share group's configs come to; one row a group of kind 'share' (the name is in log_group).
+-- Written when its configs change.
 create table share_group (
     group_id            int4     primary key,
     configs             jsonb    not null default '{}',   -- overrides only: name -> text
@@ -33,19 +35,21 @@ create table share_partition (
     primary key (group_id, topic_id, partition)
 );
 
--- One row a partition: its window. Everything below end_offset has been taken up; what of it is not finished has a row in share_flight or
--- share_delay. end_offset is in the key, so that moving it puts the new version at the end of the index: the live row is the first one found from
--- there, however many dead versions an old snapshot keeps before it.
+-- One row a partition: its window. Everything below end_offset has been taken up; what of it is not
+-- finished has a row in share_flight or share_delay. end_offset is in the key, so that moving it puts the
+-- new version at the end of the index: the live row is the first one found from there, however many dead
+-- versions an old snapshot keeps before it.
 create table share_window (
     group_id      int4 not null,
     topic_id      int4 not null,
     partition     int4 not null,
     end_offset    int8 not null,
-    start_offset  int8 not null,   -- no row of share_flight begins below it: dead versions further down are never walked over
+    start_offset  int8 not null,   -- no row of share_flight begins below it: dead ones there are not read
     primary key (group_id, topic_id, partition, end_offset)
 );
 
--- The records between acquisition and their end, as ranges of offsets in one state. A finished record is in no range: it leaves nothing behind.
+-- The records between acquisition and their end, as ranges of offsets in one state. A finished record is
+-- in no range: it leaves nothing behind.
 create table share_flight (
     group_id        int4        not null,
     topic_id        int4        not null,
@@ -53,13 +57,14 @@ create table share_flight (
     first_offset    int8        not null,
     last_offset     int8        not null,
     due_at          timestamptz not null,   -- acquired: when the lock runs out; available: since when
-    key_hash        int8,                   -- of the one record of the range, in groups that keep the order of keys; null: no key, or order does not matter
+    key_hash        int8,                   -- of the one record, in groups that keep the order of keys
     delivery_count  int4        not null,
     member          text        collate "C",   -- who has acquired it; null: available
     primary key (group_id, topic_id, partition, first_offset)
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- Records that nobody may have before due_at: released with a delay, or produced with one. They do not count as in flight.
+-- Records that nobody may have before due_at: released with a delay, or produced with one. They do not
+-- count as in flight.
 create table share_delay (
     group_id        int4        not null,
     topic_id        int4        not null,
@@ -72,7 +77,8 @@ create table share_delay (
     primary key (group_id, topic_id, partition, first_offset)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 create index on share_delay (group_id, topic_id, partition, due_at);
-create index on share_delay (group_id, topic_id, partition, key_hash, first_offset) where key_hash is not null;
+create index on share_delay (group_id, topic_id, partition, key_hash, first_offset)
+    where key_hash is not null;
 """
 
 
