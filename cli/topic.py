@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from logstore.cli.extent import extents
 from logstore.cli.output import Column, counted, human_count, print_json, print_rows
 from logstore.cli.root import Group, connection_options, output_option, settings
 from logstore.cli.timespec import format_time
+from logstore.errors import LogstoreError
 from logstore.records import TopicPartition
 from logstore.topics import NewTopic
 
@@ -240,11 +242,22 @@ def delete(topics: Sequence[str], if_exists: bool, yes: bool) -> None:
             held = sum(entry["records"] for document in documents for entry in document["partitions"])
             confirm(f"Delete {', '.join(wanted)} with {human_count(held)} records?", yes=yes)
         admin.delete_topics(wanted)
+        _reclaim(admin.dsn)
     if settings().output == "json":
         print_json({"deleted": wanted})
         return
     for name in wanted:
         click.echo(f"{name}: deleted")
+
+
+def _reclaim(dsn: str | None) -> None:
+    """Give the space back now; what somebody still uses stays until the next deletion."""
+    from logstore.workers import reclaim
+
+    if dsn is not None:
+        # The topics are deleted, whatever becomes of their space.
+        with suppress(LogstoreError):
+            reclaim.run_once(dsn, settings().schema)
 
 
 def _newest(partitions: Sequence[dict[str, Any]]) -> str | None:

@@ -11,7 +11,7 @@
     │   ├── NotLeaderError                 the server is read-only (a follower)
     │   ├── LockTimeoutError               another transaction holds a lock for too long
     │   ├── StorageFullError               the server's disk is full
-    │   └── ServerBusyError                too many connections, out of memory, deadlock, serialization failure
+    │   └── ServerBusyError                no memory or connection to spare, a deadlock broken
     ├── UnknownTopicOrPartitionError
     ├── TopicAlreadyExistsError
     ├── InvalidTopicError                  a name Kafka would refuse
@@ -51,8 +51,8 @@
     ├── EmbeddedServerError                the embedded server could not be started
     └── ServerError                        anything else the server said
 
-Errors raised by the SQL functions carry an SQLSTATE of class ``LS`` and a JSON object in DETAIL; :data:`BY_SQLSTATE`
-maps both these and PostgreSQL's own codes to classes.  Nothing branches on message text.
+Errors raised by the SQL functions carry an SQLSTATE of class ``LS`` and a JSON object in DETAIL;
+:data:`BY_SQLSTATE` maps both these and PostgreSQL's own codes to classes.  Nothing branches on message text.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ __all__ = [
 class LogstoreError(Exception):
     """Something went wrong.
 
-    ``message`` says what happened, with the values; ``advice`` says what to do about it; ``details`` holds the values
-    for programs.  ``str()`` joins the first two.
+    ``message`` says what happened, with the values; ``advice`` says what to do about it; ``details`` holds
+    the values for programs.  ``str()`` joins the first two.
     """
 
     retriable: ClassVar[bool] = False

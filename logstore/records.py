@@ -41,7 +41,7 @@ class RecordMetadata(NamedTuple):
     offset: int
     """-1 with ``acks=0``, where nothing is awaited."""
     timestamp: int
-    """Milliseconds since the epoch: the record's own, or the server's with ``message.timestamp.type=LogAppendTime``."""
+    """Milliseconds since the epoch: the record's own, or the server's with LogAppendTime."""
     timestamp_type: int
     serialized_key_size: int
     """Bytes; -1 without a key."""

@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On the older server one colour is enough: servers differ in their SQL, and both colours send the same."""
+    """On the older server one colour is enough: servers differ in SQL, and both colours send the same."""
 
     def redundant(item: pytest.Item) -> bool:
         values = (

@@ -1,7 +1,8 @@
 """Write ``logstore/_sync`` from ``logstore/_async``: ``python tools/unasync.py`` (``--check``: only compare).
 
-Every module but the hand-written twins (``driver.py``, ``concurrency.py`` and ``apart.py``) is rewritten word by word
-with the table below, then formatted.  A rule that nothing uses is an error, so that the table cannot rot.
+Every module but the hand-written twins (``driver.py``, ``concurrency.py`` and ``apart.py``) is rewritten word
+by word with the table below, then formatted.  A rule that nothing uses is an error, so that the table
+cannot rot.
 """
 
 from __future__ import annotations

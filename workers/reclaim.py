@@ -34,16 +34,16 @@ def run_once(dsn: str, schema: str = "logstore", *, lock_timeout_ms: int = LOCK_
 
     It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock, and may be killed
     anywhere: the next run goes on from what it finds.  Only one run at a time does anything, however many
-    processes call it.  Needs a direct connection (not through a pooler in transaction mode) as the owner of
+    processes call it.  Does nothing through a pooler, which would lend its lock to others; needs the owner of
     the log.  Raises what :func:`logstore.errors.from_server` makes of the server's errors.
     """
     dropped: list[int] = []
     waiting: list[int] = []
     try:
         with psycopg.connect(dsn, autocommit=True, application_name="logstore reclaim") as connection:
-            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(lock_timeout_ms)])
-            if not _alone(connection, schema):
+            if _pooled(connection) or not _alone(connection, schema):
                 return Reclaimed((), ())
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(lock_timeout_ms)])
             step = sql.SQL("SELECT topic_id, statement FROM {}.next_reclaim(%s)").format(
                 sql.Identifier(schema)
             )
@@ -62,6 +62,12 @@ def run_once(dsn: str, schema: str = "logstore", *, lock_timeout_ms: int = LOCK_
             error.sqlstate, diag.message_primary or str(error), diag.message_detail, diag.message_hint
         ) from error
     return Reclaimed(tuple(dropped), tuple(waiting))
+
+
+def _pooled(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    # A pooler answers the handshake with a process id of its own making.
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row is None or row[0] != connection.info.backend_pid
 
 
 def _alone(connection: psycopg.Connection[tuple[object, ...]], schema: str) -> bool:

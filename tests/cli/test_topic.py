@@ -84,6 +84,14 @@ def test_wrong_input_is_one_clear_line_and_a_code(cli: Cli) -> None:
         assert said in answer.err
 
 
+def test_a_deleted_topic_gives_its_space_back(cli: Cli) -> None:
+    cli("topic", "create", "orders")
+    leaves = "SELECT count(*)::int AS leaves FROM pg_class WHERE relname ~ '^b_[0-9]+_[0-9]+$'"
+    assert cli.json("sql", leaves) == [{"leaves": 1}]
+    cli("topic", "delete", "orders", "--yes")
+    assert cli.json("sql", leaves) == [{"leaves": 0}]
+
+
 def test_only_yes_deletes(cli: Cli) -> None:
     cli("topic", "create", "orders")
     for answer in ("n\n", "\n", ""):
