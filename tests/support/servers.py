@@ -36,6 +36,7 @@ SETTINGS: Final = {
 YOUNG_S: Final = 600
 """A directory changed so recently may be about to get its server."""
 MEMORY: Final = Path("/dev/shm")
+PATIENCE_S: Final = 30
 ROOM: Final = 4 << 30
 """Free bytes with which the file system in memory is used: databases are made ten times as fast there."""
 _numbers = itertools.count(1)
@@ -73,14 +74,24 @@ class Server:
 
     def drop(self, dsn: str) -> None:
         """Remove a database and whoever is connected to it."""
-        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", urlsplit(dsn).path[1:])
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                name = urlsplit(dsn).path[1:]
+                self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name, by=self.superuser_dsn)
+                return
+            except psycopg.errors.InsufficientPrivilege:
+                # An autovacuum worker is in it, which is a superuser's to stop; it ends by itself.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def close(self) -> None:
         if self._template:
             self.drop(self.database(self._template))
 
-    def _execute(self, text: str, *names: str) -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
+    def _execute(self, text: str, *names: str, by: str | None = None) -> None:
+        with psycopg.connect(by or self.dsn, autocommit=True) as connection:
             connection.execute(sql.SQL(text).format(*map(sql.Identifier, names)))
 
 
