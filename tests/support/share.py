@@ -37,7 +37,7 @@ class Queue(Appender):
         self.share = ShareCalls()
         self.group = group
         self.id = self.create("t", partitions)
-        self.raw = psycopg.connect(dsn, autocommit=True)
+        self.raw = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
         self.raw.execute("set search_path = logstore")
         self.alter(**{"share_auto_offset_reset": "earliest", **configs})
 
