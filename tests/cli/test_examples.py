@@ -19,7 +19,8 @@ SAYS = {
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == SAYS.keys()
+    # The group of eight has a test of its own, with its groups: it runs for a while and kills processes.
+    assert {path.name for path in EXAMPLES.glob("*.py")} == SAYS.keys() | {"group_of_eight.py"}
 
 
 @pytest.mark.parametrize("name", sorted(SAYS))

@@ -148,9 +148,7 @@ def check(report: Report) -> list[str]:
         if accepted[place]:
             problems.append(f"{place} was delivered after it had been accepted")
         if delivered[place] and event.deliveries <= delivered[place][-1]:
-            problems.append(
-                f"{place} was delivered for the {event.deliveries}th time after {delivered[place]}"
-            )
+            problems.append(f"{place} was delivered as number {event.deliveries} after {delivered[place]}")
         delivered[place].append(event.deliveries)
         if report.plan.key_ordered:
             key = event.partition, event.key
