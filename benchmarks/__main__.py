@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ SCENARIOS: dict[str, _Scenario] = {
     help="A server, as superuser, that preloads pg_stat_statements.  [default: an embedded one, fsync on]",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every sample to this file.")
+@click.option("--keep", is_flag=True, help="Keep what the --json file says of scenarios that are not NAMES.")
 @click.option("--update", type=click.Path(exists=True, path_type=Path), help="Put the tables into this page.")
 def main(
     names: tuple[str, ...],
@@ -70,28 +72,39 @@ def main(
     repetitions: int | None,
     dsn: str | None,
     json_file: Path | None,
+    keep: bool,
     update: Path | None,
 ) -> None:
     """Measure NAMES (default: all scenarios) and print the tables as Markdown.
 
     Example: python -m benchmarks produce fetch --quick
     """
+    if keep and not json_file:
+        raise click.UsageError("--keep needs --json.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped and removed
     progress = Console(stderr=True, highlight=False)
-    command = " ".join(["python -m benchmarks", *names, *(["--quick"] if quick else [])])
-    sections: list[Section] = []
+    command = " ".join(
+        ["python -m benchmarks", *(names if not keep else ()), *(["--quick"] if quick else [])]
+    )
+    measured = report.sections_of(json_file) if keep and json_file else {}
     facts: dict[str, Any] = {}
     with running_server(dsn) as server:
         facts = machine.describe(server.admin_dsn, server.directory)
         for name in names or SCENARIOS:
             progress.print(f"[bold]{name}[/bold]")
+            before = machine.busy()
             begin = time.monotonic()
-            sections.append(SCENARIOS[name](server, quick, repetitions or (3 if quick else 7)))
+            section = SCENARIOS[name](server, quick, repetitions or (3 if quick else 7))
             progress.print(f"  {time.monotonic() - begin:.0f} s")
-    text = report.as_markdown(facts, command, sections)
+            section.disturbance = (before + machine.busy()) / 2
+            measured[name] = section
+            # After each scenario: a run that is interrupted leaves what it has.
+            sections = {each: measured[each] for each in SCENARIOS if each in measured}
+            if json_file:
+                json_file.parent.mkdir(parents=True, exist_ok=True)
+                json_file.write_text(report.as_json(facts, command, sections))
+    text = report.as_markdown(facts, command, sections.values())
     sys.stdout.write(text)
-    if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(report.as_json(facts, command, sections))
     if update:
         report.replace_between_markers(update, text)
 

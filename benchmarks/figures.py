@@ -64,6 +64,8 @@ class Section:
     """What was done, in a sentence or two, with the sizes."""
     figures: list[Figure] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    disturbance: float = 0.0
+    """How much of the processors other work had, just before and just after: from 0 to 1."""
 
     def add(self, name: str, unit: str, samples: float | Sequence[float]) -> Figure:
         figure = Figure(name, unit, tuple(samples) if isinstance(samples, Sequence) else (float(samples),))
@@ -81,6 +83,7 @@ class Section:
         return {
             "name": self.name,
             "setup": self.setup,
+            "disturbance": self.disturbance,
             "figures": [
                 {"name": figure.name, "unit": figure.unit, "median": figure.median, "samples": figure.samples}
                 for figure in self.figures
@@ -97,6 +100,20 @@ class Section:
                 for target in self.targets
             ],
         }
+
+
+def from_document(document: Mapping[str, Any]) -> Section:
+    """The section that :meth:`Section.document` made ``document`` of."""
+    return Section(
+        document["name"],
+        document["setup"],
+        [Figure(each["name"], each["unit"], tuple(each["samples"])) for each in document["figures"]],
+        [
+            Target(each["name"], each["bound"], each["direction"], each["measured"], each["unit"])
+            for each in document["targets"]
+        ],
+        document["disturbance"],
+    )
 
 
 class Speed(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["describe", "on_memory_file_system"]
+__all__ = ["busy", "describe", "on_memory_file_system"]
 
 _SETTINGS = ("fsync", "synchronous_commit", "wal_level", "shared_buffers", "max_wal_size", "full_page_writes")
 
@@ -41,6 +41,22 @@ def describe(dsn: str, directory: Path | None) -> dict[str, Any]:
         facts["file_system"] = _file_system(directory)
         facts["fsync_8k_ms"] = round(_fsync_ms(directory), 3)
     return facts
+
+
+def busy(seconds: float = 2.0) -> float:
+    """How much of the processors is in use now, from 0 to 1; 0 where the system does not tell."""
+    before = _processor_times()
+    time.sleep(seconds)
+    spent = [after - start for after, start in zip(_processor_times(), before, strict=True)]
+    return 1 - (spent[3] + spent[4]) / sum(spent) if sum(spent) else 0.0
+
+
+def _processor_times() -> list[int]:
+    """Ticks of the processors: user, nice, system, idle, waiting for a disk, and so on."""
+    try:
+        return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return [0] * 8
 
 
 def on_memory_file_system(directory: Path) -> bool:

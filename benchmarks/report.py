@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.figures import Section, Target
+from benchmarks.figures import Section, Target, from_document
 
-__all__ = ["BEGIN", "END", "as_json", "as_markdown", "replace_between_markers"]
+__all__ = ["BEGIN", "END", "as_json", "as_markdown", "replace_between_markers", "sections_of"]
 
 BEGIN: Final = "<!-- figures: begin (written by `make bench`) -->"
 END: Final = "<!-- figures: end -->"
 
 
-def as_json(machine: dict[str, Any], command: str, sections: Sequence[Section]) -> str:
+def as_json(machine: dict[str, Any], command: str, sections: Mapping[str, Section]) -> str:
     document = {
         "command": command,
         "machine": machine,
-        "sections": [section.document() for section in sections],
+        "scenarios": {name: section.document() for name, section in sections.items()},
     }
     return json.dumps(document, indent=1) + "\n"
 
 
-def as_markdown(machine: dict[str, Any], command: str, sections: Sequence[Section]) -> str:
+def as_markdown(machine: dict[str, Any], command: str, sections: Iterable[Section]) -> str:
+    sections = list(sections)
     lines = [f"Made by `{command}` on:", ""]
     lines += [f"- {_words(name)}: {_fact(value)}" for name, value in machine.items()]
     lines += [
@@ -38,6 +39,7 @@ def as_markdown(machine: dict[str, Any], command: str, sections: Sequence[Sectio
         lines += [_target_row(target) for target in section.targets]
     for section in sections:
         lines += ["", f"## {section.name}", "", section.setup, ""]
+        lines += [f"Other work had {section.disturbance:.0%} of the processors meanwhile.", ""]
         lines += ["| what | median | from | to | unit |", "|---|---:|---:|---:|---|"]
         for figure in section.figures:
             low, high = min(figure.samples), max(figure.samples)
@@ -46,6 +48,14 @@ def as_markdown(machine: dict[str, Any], command: str, sections: Sequence[Sectio
                 f"| {figure.name} | {_number(figure.median)} | {spread[0]} | {spread[1]} | {figure.unit} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def sections_of(file: Path) -> dict[str, Section]:
+    """The sections that are in a file of :func:`as_json`, by scenario; none if there is no file."""
+    if not file.exists():
+        return {}
+    document = json.loads(file.read_text())
+    return {name: from_document(section) for name, section in document["scenarios"].items()}
 
 
 def replace_between_markers(page: Path, text: str) -> None:
