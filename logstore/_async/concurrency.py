@@ -19,6 +19,7 @@ __all__ = [
     "Lock",
     "Mutex",
     "Promise",
+    "RightOfWay",
     "Task",
     "breathe",
     "offload",
@@ -152,6 +153,20 @@ async def sleep(seconds: float) -> None:
 async def breathe() -> None:
     """Let the other tasks run: a caller that never has to wait would starve them."""
     await asyncio.sleep(0)
+
+
+class RightOfWay:
+    """Between callers that never have to wait and a task that works for them: they would starve it."""
+
+    def claim(self) -> None:
+        """The task is about to do something that others can keep it from: nothing to do in asyncio."""
+
+    def leave(self) -> None:
+        """It is done."""
+
+    async def give(self) -> None:
+        """For the others, now and then: let the task run."""
+        await asyncio.sleep(0)
 
 
 async def offload(work: Callable[[], T]) -> T:

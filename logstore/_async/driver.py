@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -117,7 +117,13 @@ class Connection:
         """The connection cannot be used any more."""
         return bool(self._raw.is_closed())
 
-    async def run(self, call: Call[T], *, timeout_s: float | None = None) -> T:
+    async def run(
+        self,
+        call: Call[T],
+        *,
+        timeout_s: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> T:
         """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
 
         When there is no answer within ``timeout_s`` seconds the connection is dropped; nothing is cancelled,
@@ -126,6 +132,8 @@ class Connection:
         Raises what the server said as one of :mod:`logstore.errors`; UnknownOutcomeError when the connection
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
+
+        ``meanwhile`` is called while the server works, where that gains time, which in asyncio it does not.
         """
         committing = call.writes and not self._in_transaction
         return call.decode(await self._execute(call.sql, call.args, timeout_s, committing=committing))

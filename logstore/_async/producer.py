@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import monotonic, time_ns
+from time import monotonic, time
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from logstore._async.concurrency import breathe, start_at_once
+from logstore._async.concurrency import start_at_once
 from logstore._async.futures import BulkFuture, SendFuture, settled
 from logstore._async.lifetimes import living
 from logstore._async.sender import Sender
@@ -132,21 +132,20 @@ class AsyncProducer:
         if key is not None and (not self._plain_keys or type(key) is not bytes):
             key = self._intake.key(key)
         pairs = None if headers is None else as_headers(headers)
-        stamp = time_ns() // 1_000_000 if timestamp_ms is None else as_timestamp(timestamp_ms)
-        if type(topic) is not str or partition is not None:
+        if timestamp_ms is not None:
+            as_timestamp(timestamp_ms)
+        if partition is not None or type(topic) is not str:
             check_target(topic, partition)
         accumulator = self._accumulator
-        future = None
         with self._lock:
-            if self._unusable is None:
-                future = accumulator.add(topic, partition, key, value, pairs, stamp)
+            future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
             if calls := accumulator.attention:
                 accumulator.attention = False
                 self._sender.work.notify_all()
         if future is None:
-            return await self._send_patiently(topic, partition, key, value, pairs, stamp)
+            return await self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
         if calls:
-            await breathe()
+            await self._sender.stand_aside()
         return future
 
     async def send_and_wait(
@@ -181,7 +180,7 @@ class AsyncProducer:
         the records was taken: ``details["accepted"]`` says how many, from the first on.
         """
         check_target(topic, partition)
-        columns = self._intake.columns(values, keys, headers, timestamps_ms, time_ns() // 1_000_000)
+        columns = self._intake.columns(values, keys, headers, timestamps_ms, int(time() * 1000))
         known = await self._known(topic, partition, monotonic() + self._max_block_s)
         longest = check_sizes(columns, known, self._accumulator.limits)
         taken: list[tuple[BulkBatch, int, int]] = []
@@ -230,6 +229,7 @@ class AsyncProducer:
             return
         with self._lock:
             self._unusable = ClientClosedError
+            self._accumulator.close()
         living.discard(self)
         if self._started:
             await self._sender.close(timeout)
@@ -271,14 +271,14 @@ class AsyncProducer:
         key: bytes | None,
         value: bytes | None,
         headers: Headers | None,
-        stamp: int,
+        timestamp_ms: int | None,
     ) -> SendFuture:
         deadline = monotonic() + self._max_block_s
         while True:
             await self._known(topic, partition, deadline)
             with self._lock:
                 self._check_usable()
-                future = self._accumulator.add(topic, partition, key, value, headers, stamp)
+                future = self._accumulator.add(topic, partition, key, value, headers, timestamp_ms, time())
                 if future is not None:
                     self._sender.work.notify_all()
                     return future
@@ -305,7 +305,7 @@ class AsyncProducer:
                     continue
                 accumulator.attention = False
                 self._sender.work.notify_all()
-            await breathe()
+            await self._sender.stand_aside()
             return taken
 
     async def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:
@@ -349,10 +349,12 @@ class AsyncProducer:
     def forked(self) -> None:
         """In the child of a fork: nothing here may be used, and nothing may touch the parent's connection."""
         self._unusable = ForkedClientError
+        self._accumulator.close()
         self._sender.forked(ForkedClientError())
         self._lock = self._sender.lock
 
     def at_exit(self) -> None:
         """The interpreter ends: do not wait for anybody."""
         self._unusable = ClientClosedError
+        self._accumulator.close()
         self._sender.abort(ClientClosedError("The program ended before the record was acknowledged."))

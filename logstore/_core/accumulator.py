@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from logstore._core.backoff import Backoff
 from logstore._core.batch import (
+    BATCH_OVERHEAD,
     RECORD_OVERHEAD,
     Batch,
     BulkBatch,
@@ -38,6 +39,9 @@ __all__ = ["Accumulator"]
 
 F = TypeVar("F", bound="Place")
 B = TypeVar("B", bound=Batch)
+
+GRANT: Final = 8192
+"""Bytes of the buffer that a batch is given at a time, if there are enough."""
 
 _FOREVER: Final = float("inf")
 
@@ -71,6 +75,10 @@ class Accumulator(Generic[F]):
     ) -> None:
         self.limits = limits
         self.topics: dict[str, Topic] = {}
+        # The same, until the accumulator is closed.
+        self._addressable = self.topics
+        self._ms = 0
+        self._ms_from = self._ms_until = 0.0
         self.used = 0
         """Bytes of all records that are not done."""
         self.attention = False
@@ -133,13 +141,17 @@ class Accumulator(Generic[F]):
         key: bytes | None,
         value: bytes | None,
         headers: Headers | None,
-        timestamp_ms: int,
+        timestamp_ms: int | None,
+        time_s: float,
     ) -> F | None:
         """The future of a new record; None when the buffer is full or the topic (or partition) not known.
 
+        Without ``timestamp_ms`` the record's time is ``time_s``, seconds since the epoch.  This is the
+        hottest code of the producer: what is decided here is only whether :meth:`_room_for` has to decide.
+
         Raises RecordTooLargeError.
         """
-        topic = self.topics.get(topic_name)
+        topic = self._addressable.get(topic_name)
         if topic is None:
             return None
         size = RECORD_OVERHEAD if value is None else RECORD_OVERHEAD + len(value)
@@ -147,11 +159,6 @@ class Accumulator(Generic[F]):
             size += len(key)
         if headers is not None:
             size += headers_size(headers)
-        if size > topic.max_record:
-            raise too_large(topic, size, self.limits)
-        if self.used + size > self.limits.buffer_memory:
-            self.attention = True
-            return None
         if partition is not None:
             if partition >= topic.count:
                 return None
@@ -164,31 +171,75 @@ class Accumulator(Generic[F]):
         else:
             queue = self._stick(topic, size)
         batch = queue.open
-        if not isinstance(batch, RowBatch) or batch.size + size > topic.max_batch:
-            batch = self._open(queue, RowBatch(queue, self._lock))
+        if batch is None or batch.room < size or not isinstance(batch, RowBatch):
+            batch = self._room_for(queue, size)
+            if batch is None:
+                return None
+        if timestamp_ms is None:
+            if self._ms_from <= time_s < self._ms_until:
+                timestamp_ms = self._ms
+            else:
+                # One millisecond is worked out for all records that are sent in it.
+                timestamp_ms = self._ms = int(time_s * 1000)
+                self._ms_from, self._ms_until = timestamp_ms / 1000, (timestamp_ms + 1) / 1000
+        batch.room -= size
         records = batch.records
         position = len(records)
         records.extend((key, value, timestamp_ms, headers))
-        self.used += size
-        size += batch.size
-        batch.size = size
-        if size >= batch.mark:
-            batch.mark = size + self.limits.batch_size
-            self.attention = True
         future = self._promise()
         future.batch = batch
         future.index = position >> 2
         return future
+
+    def _room_for(self, queue: PartitionQueue, size: int) -> RowBatch | None:
+        """A batch with room for a record of ``size`` bytes; None when the buffer is full.
+
+        Room is set aside for many records at once, so that most of them need not be asked for.
+        """
+        topic = queue.topic
+        if size > topic.max_record:
+            raise too_large(topic, size, self.limits)
+        batch = queue.open
+        room, taken, mark, left = (
+            0,
+            BATCH_OVERHEAD,
+            self.limits.batch_size,
+            self.limits.buffer_memory - self.used,
+        )
+        if isinstance(batch, RowBatch) and batch.size + size <= topic.max_batch:
+            room, taken, mark = batch.room, batch.size, batch.mark
+        else:
+            batch = None
+            left -= BATCH_OVERHEAD
+        needed = size - room
+        if needed > left:
+            self.attention = True
+            return None
+        taken += size
+        if taken >= mark:
+            self.attention = True
+            mark = taken + max(self.limits.batch_size, 1)
+        # As much as comes before the next decision: the mark, or a batch that is full.
+        spare = min(GRANT, mark - 1 - taken, topic.max_batch - taken, (left - needed) // 4)
+        if batch is None:
+            batch = self._open(queue, RowBatch(queue, self._lock))
+        batch.mark = mark
+        self.used += needed + spare
+        batch.reserved += needed + spare
+        batch.room += needed + spare
+        return batch
 
     def add_pieces(self, topic: Topic, pieces: Sequence[Piece]) -> list[tuple[BulkBatch, int, int]] | None:
         """Add all of ``pieces``; for each the batch it is in, where it begins there and how long it is.
 
         None, and nothing is added, when the buffer has no room for all of them, or the topic has changed.
         """
-        if self.used + sum(piece.size for piece in pieces) > self.limits.buffer_memory:
+        needed = sum(piece.size + BATCH_OVERHEAD for piece in pieces)
+        # An empty buffer takes them in any case, or they would wait for ever.
+        if self.used and self.used + needed > self.limits.buffer_memory:
             self.attention = True
             return None
-        if self.topics.get(topic.name) is not topic:
+        if self._addressable.get(topic.name) is not topic:
             return None
         if any(piece.partition is not None and piece.partition >= topic.count for piece in pieces):
             return None
@@ -201,11 +252,15 @@ class Accumulator(Generic[F]):
         if not isinstance(batch, BulkBatch) or batch.size + size > topic.max_batch:
             batch = self._open(queue, BulkBatch(queue, self._lock))
         start = len(batch)
-        batch.chunks.append(piece.columns)
         self.used += size
-        batch.size += size
+        batch.reserved += size
+        batch.chunks.append(piece.columns)
         self.attention = True
         return batch, start, len(piece.columns.values)
+
+    def close(self) -> None:
+        """Take no further records."""
+        self._addressable = {}
 
     # ---- batches out
 
@@ -248,6 +303,11 @@ class Accumulator(Generic[F]):
                 if queue.in_flight is None:
                     due = min(due, self._due_at(queue, now), oldest + timeout)
         return None if due == _FOREVER else max(0.0, due - now)
+
+    def upcoming(self) -> list[Batch]:
+        """What will go next where something is under way now, as far as it takes no further records."""
+        following = (queue.batches[0] for batch in self._in_flight if (queue := batch.queue).batches)
+        return [batch for batch in following if batch is not batch.queue.open and len(batch)]
 
     def settle(self, batch: Batch, results: Sequence[AppendResult]) -> None:
         """The batch in flight is in the log.  Nothing happens when it was abandoned meanwhile."""
@@ -326,9 +386,8 @@ class Accumulator(Generic[F]):
     # ---- inside
 
     def _open(self, queue: PartitionQueue, batch: B) -> B:
-        batch.mark = self.limits.batch_size
         self._active[queue] = None
-        self.used += batch.size
+        self.used += batch.reserved
         queue.batches.append(batch)
         queue.open = batch
         if queue.in_flight is None:
@@ -339,7 +398,7 @@ class Accumulator(Generic[F]):
         # An interrupt may have left a batch without records, or a queue without batches.
         while queue.batches and not len(queue.batches[0]):
             empty = queue.batches.popleft()
-            self.used -= empty.size
+            self.used -= empty.reserved
             if queue.open is empty:
                 queue.open = None
         if not queue.batches:
@@ -350,6 +409,9 @@ class Accumulator(Generic[F]):
         batch = queue.batches.popleft()
         if queue.open is batch:
             queue.open = None
+        self.used -= batch.room
+        batch.reserved -= batch.room
+        batch.room = 0
         queue.in_flight = batch
         self._in_flight[batch] = None
         # To the back of the line, or out of it.
@@ -364,7 +426,7 @@ class Accumulator(Generic[F]):
         self._free(batch)
 
     def _free(self, batch: Batch) -> None:
-        self.used -= batch.size
+        self.used -= batch.reserved
         self.attention = True
         if self.idle:
             # An interrupt can come between the two counts of one record.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from struct import Struct
 from typing import ClassVar, Final
@@ -38,12 +39,14 @@ _PREFIX: Final = _PREFIXES.__getitem__
 class ArrayParameter(ABC):
     """A list that is sent as a PostgreSQL array; an element may be None."""
 
-    __slots__ = ("items",)
+    __slots__ = ("binary", "items")
 
     element_oid: ClassVar[int]
 
     def __init__(self, items: Sequence[object]) -> None:
         self.items = items
+        self.binary: bytes | None = None
+        """What :meth:`encode` returns, where that was worked out ahead of time."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.items!r})"
@@ -70,7 +73,7 @@ class ByteaArray(ArrayParameter):
     items: Sequence[bytes | None]
 
     def __init__(self, items: Sequence[bytes | None], lengths: list[int] | None = None) -> None:
-        self.items = items
+        super().__init__(items)
         self.lengths = lengths
 
     def encode(self) -> bytes:
@@ -116,6 +119,9 @@ class _IntArray(ArrayParameter):
                     for item in items
                 ]
                 return self._header(True) + b"".join(parts)
+            if runs := _runs(items):  # type: ignore[arg-type]
+                parts = [(prefix + item.to_bytes(self.width, signed=True)) * count for item, count in runs]
+                return self._header(False) + b"".join(parts)
             raw = array(self.typecode, items)  # type: ignore[type-var]
         except OverflowError:
             raise InvalidArgumentError(f"A number does not fit into {self.width} bytes.") from None
@@ -148,6 +154,24 @@ class Int8Array(_IntArray):
 
 
 ARRAYS: Final = (ByteaArray, TextArray, Int4Array, Int8Array)
+
+
+def _runs(items: Sequence[int]) -> list[tuple[int, int]] | None:
+    """Numbers that repeat in ascending order, as time stamps do, with how often they do; None for others."""
+    ordered = sorted(items)
+    if ordered != items:
+        return None
+    runs: list[tuple[int, int]] = []
+    most = len(items) // 8
+    start = 0
+    while start < len(ordered):
+        if len(runs) > most:
+            return None
+        item = ordered[start]
+        end = bisect_right(ordered, item, start)
+        runs.append((item, end - start))
+        start = end
+    return runs
 
 
 def _join_bytes(header: bytes, items: Sequence[bytes], lengths: list[int]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
+from logstore._core.arrays import ArrayParameter, ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.calls import AppendBatch, AppendResult
 from logstore.errors import LogstoreError
 from logstore.records import CREATE_TIME, LOG_APPEND_TIME, BatchMetadata, Header, RecordMetadata
@@ -74,15 +74,20 @@ class Batch:
         "lock",
         "mark",
         "pieces",
+        "prepared",
         "queue",
-        "size",
+        "reserved",
+        "room",
     )
 
     def __init__(self, queue: PartitionQueue, lock: Any) -> None:
         self.queue = queue
         self.lock = lock
         """Guards ``done``, ``callbacks`` and ``event``."""
-        self.size = BATCH_OVERHEAD
+        self.reserved = BATCH_OVERHEAD
+        """Bytes of the buffer that are set aside for this batch."""
+        self.room = 0
+        """Those of them that are still free."""
         self.mark = 0
         """The size at which the sender is told again."""
         self.count = 0
@@ -93,6 +98,8 @@ class Batch:
         self.last_error: LogstoreError | None = None
         self.pieces = 1
         """Into how many rows it is cut, after the server found it too large."""
+        self.prepared: AppendBatch | None = None
+        """The row to append, encoded ahead of time."""
         self.done = False
         self.error: LogstoreError | None = None
         self.base_offset = -1
@@ -101,6 +108,11 @@ class Batch:
         """Called once, after the batch is done and outside of the lock."""
         self.event: Any = None
         """Made by whoever waits for this batch first."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, an upper bound of what the server will measure."""
+        return self.reserved - self.room
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -120,6 +132,9 @@ class Batch:
         """The rows to append, usually one.  For the sender, outside of the lock, while the batch is in
         flight.
         """
+        if self.pieces == 1 and self.prepared is not None:
+            # The topic may have been deleted and made again meanwhile.
+            return [self.prepared._replace(topic_id=self.queue.topic.topic_id)]
         columns = self.columns()
         if self.pieces == 1:
             return [self._row(columns, *self.lengths(columns))]
@@ -127,6 +142,15 @@ class Batch:
         step = -(-count // self.pieces)
         self.lengths(columns)
         return [self._row(columns.cut(start, start + step)) for start in range(0, count, step)]
+
+    def prepare(self) -> None:
+        """Encode ahead of time.  For the sender, once the batch takes no further records."""
+        if self.prepared is None:
+            (row,) = self.encode()
+            for part in row:
+                if isinstance(part, ArrayParameter):
+                    part.binary = part.encode()
+            self.prepared = row
 
     def lengths(self, columns: Columns) -> tuple[list[int] | None, list[int] | None]:
         """The lengths of keys and of values, where they are known; None where one of them is missing."""
@@ -198,6 +222,7 @@ class RowBatch(Batch):
     def release(self) -> None:
         self.count = len(self)
         self.records = []
+        self.prepared = None
 
     def metadata(self, index: int) -> RecordMetadata:
         """Where the record at ``index`` is, once the batch is done without an error."""
@@ -244,6 +269,7 @@ class BulkBatch(Batch):
     def release(self) -> None:
         self.count = len(self)
         self.chunks = []
+        self.prepared = None
 
     def run(self, start: int, count: int) -> BatchMetadata:
         """Where ``count`` records from ``start`` on are, once the batch is done without an error."""

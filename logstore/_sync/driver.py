@@ -10,7 +10,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, Format, TransactionStatus
+from psycopg.waiting import Wait
 
 from logstore._core import outcome
 from logstore._core.arrays import ARRAYS
@@ -39,7 +40,7 @@ class _ArrayDumper(Dumper):
     oid = 0
 
     def dump(self, obj: Any) -> bytes:
-        encoded: bytes = obj.encode()
+        encoded: bytes = obj.binary or obj.encode()
         return encoded
 
 
@@ -71,11 +72,29 @@ class _Raw(psycopg.Connection[tuple[Any, ...]]):
     """
 
     deadline: float | None = None
+    meanwhile: Callable[[], None] | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is None and self.deadline is not None:
             timeout = max(0.0, self.deadline - monotonic())
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            gen = _interleaved(gen, meanwhile)
         return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+
+
+def _interleaved(gen: PQGen[T], meanwhile: Callable[[], None]) -> PQGen[T]:
+    """``gen``, with a call of ``meanwhile`` as soon as everything is sent and the answer is waited for."""
+    try:
+        wait = next(gen)
+        while wait & Wait.W:
+            wait = gen.send((yield wait))
+        meanwhile()
+        while True:
+            wait = gen.send((yield wait))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
 
 
 class Connection:
@@ -148,7 +167,13 @@ class Connection:
         """The connection cannot be used any more."""
         return self._closed or self._raw.closed
 
-    def run(self, call: Call[T], *, timeout_s: float | None = None) -> T:
+    def run(
+        self,
+        call: Call[T],
+        *,
+        timeout_s: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> T:
         """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
 
         When there is no answer within ``timeout_s`` seconds the connection is dropped; nothing is cancelled,
@@ -157,8 +182,11 @@ class Connection:
         Raises what the server said as one of :mod:`logstore.errors`; UnknownOutcomeError when the connection
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
+
+        ``meanwhile`` is called while the server works, where that gains time; it may not be called at all.
         """
         committing = call.writes and not self._in_transaction
+        self._raw.meanwhile = meanwhile
         return call.decode(self._execute(call.sql, call.args, timeout_s, committing=committing))
 
     def execute(self, sql: str, *, timeout_s: float | None = None) -> None:

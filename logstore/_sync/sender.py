@@ -21,7 +21,7 @@ from logstore._core.calls import AppendResult
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Limits
 from logstore._core.tally import Tally
-from logstore._sync.concurrency import Condition, Event, Lock, Task, spawn
+from logstore._sync.concurrency import Condition, Event, Lock, RightOfWay, Task, spawn
 from logstore._sync.driver import Connection
 from logstore._sync.futures import SendFuture
 from logstore._sync.session import Session
@@ -100,6 +100,8 @@ class Sender:
         self._woken: dict[int, float] = {}
         self._to_wake: dict[int, float] = {}
         self._look_for_stale_at = 0.0
+        self._finished: list[Batch] = []
+        self._way = RightOfWay()
         self._closing = False
         self._aborted = False
 
@@ -135,6 +137,10 @@ class Sender:
                 f"Nothing was learned about topic {topic!r} within {self._config.max_block_ms} ms.{cause}"
             ) from lookup.error
 
+    def stand_aside(self) -> None:
+        """For callers that send much: let the sender send."""
+        self._way.give()
+
     def close(self, timeout_s: float | None) -> None:
         """Send what is left, for at most ``timeout_s`` seconds; what is not acknowledged by then fails."""
         with self.lock:
@@ -166,7 +172,8 @@ class Sender:
             connection = self._connection
         if failed:
             _log.warning("%d records were not delivered: %s", sum(map(len, failed)), error.message)
-        self._finish(failed)
+        # Their records are not released: the sender may be reading them.
+        self._call_back(failed)
         if connection is not None:
             connection.abort()
 
@@ -212,8 +219,11 @@ class Sender:
                     self._closing = True
                     accumulator.urgent += 1
                     return True
-                self.work.wait(self._pause(now))
-                return not self._aborted
+                if not self._finished:
+                    self.work.wait(self._pause(now))
+                    return not self._aborted
+        if not batches:
+            self._release()
         self._finish(expired)
         if wakes:
             self._wake(wakes)
@@ -273,7 +283,11 @@ class Sender:
                     self._publish(batches)
             connection = self._connected()
             call = self._session.calls.append([row for each in rows for row in each], self._config.acks)
-            results = connection.run(call, timeout_s=self._timeout_s)
+            self._way.claim()
+            try:
+                results = connection.run(call, timeout_s=self._timeout_s, meanwhile=self._get_ahead)
+            finally:
+                self._way.leave()
         except LogstoreError as error:
             self._failed(batches, error)
         else:
@@ -341,12 +355,30 @@ class Sender:
             self.progress.notify_all()
 
     def _finish(self, batches: Sequence[Batch]) -> None:
-        """Outside of the lock: call the callbacks of batches that are done, and forget their records."""
+        """Outside of the lock: what is left to do with batches that are done."""
+        self._call_back(batches)
+        self._finished += batches
+
+    def _call_back(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             with self.lock:
                 callbacks, batch.callbacks = batch.callbacks, None
             for callback in callbacks or ():
                 callback()
+
+    def _get_ahead(self) -> None:
+        """What is left of the last request, and what can be done for the next, while the server works."""
+        self._way.leave()
+        self._release()
+        with self.lock:
+            upcoming = self.accumulator.upcoming()
+        for batch in upcoming:
+            batch.prepare()
+
+    def _release(self) -> None:
+        """Freeing a batch takes as long as it is large: not while the server has nothing to do."""
+        finished, self._finished = self._finished, []
+        for batch in finished:
             batch.release()
 
     # ---- topics and consumers

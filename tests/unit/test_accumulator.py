@@ -92,9 +92,9 @@ class Log(RuleBasedStateMachine):
     def send(self, partition: int, size: int, many: int) -> None:
         for _ in range(many):
             value = self.record(size)
-            place = self.accumulator.add("t", partition, None, value, None, 5)
+            place = self.accumulator.add("t", partition, None, value, None, 5, 0.0)
             if place is None:
-                assert self.accumulator.used + 24 + len(value) > self.accumulator.limits.buffer_memory
+                assert self.accumulator.used + BATCH_OVERHEAD + 24 + len(value) > 20_000
                 return
             self.places[value] = place
             self.sent[partition].append(value)
@@ -194,7 +194,7 @@ class Log(RuleBasedStateMachine):
     def the_buffer_is_accounted_for(self) -> None:
         if hasattr(self, "accumulator"):
             waiting = self.accumulator.incomplete()
-            assert self.accumulator.used == sum(batch.size for batch in waiting)
+            assert self.accumulator.used == sum(batch.reserved for batch in waiting) <= 20_000
             done = sum(map(len, self.log.values())) + len(self.failed)
             assert sum(map(len, waiting)) == sum(map(len, self.sent.values())) - done
 
@@ -224,7 +224,7 @@ TestLog.settings = settings(max_examples=120, stateful_step_count=50, deadline=N
 
 def test_record_lingers_and_then_goes() -> None:
     made = accumulator(linger_s=1.0)
-    made.add("t", 0, None, b"v", None, 5)
+    made.add("t", 0, None, b"v", None, 5, 0.0)
     assert made.drain(10.0) == []
     assert made.wait_s(10.0) == 1.0
     assert made.wait_s(10.75) == 0.25
@@ -233,17 +233,17 @@ def test_record_lingers_and_then_goes() -> None:
 
 def test_full_batch_does_not_linger() -> None:
     made = accumulator(linger_s=1.0)
-    made.add("t", 0, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     assert made.wait_s(10.0) == 0
     assert len(made.drain(10.0)) == 1
 
 
 def test_batch_grows_while_the_one_before_is_under_way() -> None:
     made = accumulator(linger_s=0.0)
-    made.add("t", 0, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     (first,) = made.drain(0.0)
     for _ in range(2):
-        made.add("t", 0, None, b"v" * 600, None, 5)
+        made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     assert made.drain(0.0) == []
     assert made.wait_s(0.0) is None
     made.settle(first, [AppendResult(0, -1, 0)])
@@ -253,8 +253,8 @@ def test_batch_grows_while_the_one_before_is_under_way() -> None:
 
 def test_what_may_go_goes_with_what_must() -> None:
     made = accumulator(linger_s=1.0)
-    made.add("t", 0, None, b"v", None, 5)
-    made.add("t", 1, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v", None, 5, 0.0)
+    made.add("t", 1, None, b"v" * 600, None, 5, 0.0)
     assert [batch.queue.partition for batch in made.drain(0.0)] == [0, 1]
 
 
@@ -262,7 +262,7 @@ def test_large_request_leaves_partitions_for_the_next_and_they_come_first_then()
     made = accumulator(request_bytes=1200)
     for partition in (0, 1, 2):
         for _ in range(6):
-            made.add("t", partition, None, b"v" * 600, None, 5)
+            made.add("t", partition, None, b"v" * 600, None, 5, 0.0)
     first = made.drain(0.0)
     assert [batch.queue.partition for batch in first] == [0]
     made.settle(first[0], [AppendResult(0, -1, 0)])
@@ -271,7 +271,7 @@ def test_large_request_leaves_partitions_for_the_next_and_they_come_first_then()
 
 def test_retried_batch_waits_longer_each_time_and_then_fails_with_the_error() -> None:
     made = accumulator(retries=2)
-    made.add("t", 0, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     (batch,) = made.drain(0.0)
     error = RetriableError("down")
     assert made.retry(batch, error, 0.0)
@@ -287,7 +287,7 @@ def test_retried_batch_waits_longer_each_time_and_then_fails_with_the_error() ->
 
 def test_retry_that_would_come_too_late_is_the_end() -> None:
     made = accumulator(delivery_timeout_s=5.0)
-    made.add("t", 0, b"k", b"v" * 600, None, 5)
+    made.add("t", 0, b"k", b"v" * 600, None, 5, 0.0)
     (batch,) = made.drain(0.0)
     assert not made.retry(batch, RetriableError("the disk is full"), 4.5)
     assert isinstance(batch.error, DeliveryTimeoutError)
@@ -297,11 +297,11 @@ def test_retry_that_would_come_too_late_is_the_end() -> None:
 
 def test_batch_that_waited_too_long_fails_and_those_behind_it_in_their_time() -> None:
     made = accumulator(delivery_timeout_s=5.0)
-    made.add("t", 0, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     (first,) = made.drain(0.0)
-    made.add("t", 0, None, b"v" * 1600, None, 5)
+    made.add("t", 0, None, b"v" * 1600, None, 5, 0.0)
     made.wait_s(1.0)
-    made.add("t", 0, None, b"v" * 1600, None, 5)
+    made.add("t", 0, None, b"v" * 1600, None, 5, 0.0)
     made.settle(first, [AppendResult(0, -1, 0)])
     made.wait_s(3.0)
     assert made.expire(5.9) == []
@@ -325,24 +325,24 @@ def test_record_that_is_too_large_is_refused_with_the_limit_named(
     made.update([described(largest=largest)], 0.0)
     fits = made.topics["t"].max_record - 24
     with pytest.raises(RecordTooLargeError, match=named):
-        made.add("t", 0, None, b"v" * (fits + 1), None, 5)
+        made.add("t", 0, None, b"v" * (fits + 1), None, 5, 0.0)
     with pytest.raises(RecordTooLargeError, match=named):
-        made.add("t", 0, b"k", b"v" * (fits - 20), [("h", b"123")], 5)
+        made.add("t", 0, b"k", b"v" * (fits - 20), [("h", b"123")], 5, 0.0)
     assert made.idle
-    assert made.add("t", 0, None, b"v" * fits, None, 5) is not None
+    assert made.add("t", 0, None, b"v" * fits, None, 5, 0.0) is not None
 
 
 def test_unknown_topic_and_partition_are_left_to_the_caller() -> None:
     made = accumulator()
-    assert made.add("other", None, None, b"v", None, 5) is None
-    assert made.add("t", 3, None, b"v", None, 5) is None
+    assert made.add("other", None, None, b"v", None, 5, 0.0) is None
+    assert made.add("t", 3, None, b"v", None, 5, 0.0) is None
     assert made.known("t", 3) is None
 
 
 def test_topic_made_again_with_fewer_partitions_fails_the_records_of_those_that_are_gone() -> None:
     made = accumulator()
     for partition in (0, 2):
-        made.add("t", partition, None, b"v", None, 5)
+        made.add("t", partition, None, b"v", None, 5, 0.0)
     (orphan,) = made.update([described(partitions=2, topic_id=9)], 1.0)
     assert isinstance(orphan.error, UnknownTopicOrPartitionError)
     (left,) = made.drain(10.0) or made.drain(11.0)
@@ -352,8 +352,8 @@ def test_topic_made_again_with_fewer_partitions_fails_the_records_of_those_that_
 def test_forgotten_topic_fails_its_records_and_no_others() -> None:
     made = accumulator()
     made.update([described("u", topic_id=2)], 0.0)
-    made.add("t", 0, None, b"v", None, 5)
-    made.add("u", 0, None, b"v", None, 5)
+    made.add("t", 0, None, b"v", None, 5, 0.0)
+    made.add("u", 0, None, b"v", None, 5, 0.0)
     (orphan,) = made.forget("t")
     assert orphan.error is not None
     assert made.forget("t") == []
@@ -364,7 +364,7 @@ def test_keyless_records_stay_with_a_partition_for_a_batch_and_then_move_on() ->
     made = accumulator()
     partitions = []
     for _ in range(12):
-        place = made.add("t", None, None, b"v" * 176, None, 5)
+        place = made.add("t", None, None, b"v" * 176, None, 5, 0.0)
         assert place is not None
         partitions.append(place.batch.queue.partition)
     assert partitions == [2] * 3 + [1] * 3 + [2] * 3 + [1] * 3
@@ -373,7 +373,7 @@ def test_keyless_records_stay_with_a_partition_for_a_batch_and_then_move_on() ->
 def test_batch_too_large_for_the_server_goes_in_pieces_of_one_request() -> None:
     made = accumulator()
     for number in range(5):
-        made.add("t", 0, b"k%d" % number, b"v", [("h", b"%d" % number)], number)
+        made.add("t", 0, b"k%d" % number, b"v", [("h", b"%d" % number)], number, 0.0)
     (batch,) = made.drain(0.0) or made.drain(1.0)
     batch.pieces = 2
     first, second = batch.encode()
@@ -388,9 +388,9 @@ def test_batch_too_large_for_the_server_goes_in_pieces_of_one_request() -> None:
 
 def test_abandoned_batches_ignore_what_the_server_says_later() -> None:
     made = accumulator()
-    made.add("t", 0, None, b"v" * 600, None, 5)
+    made.add("t", 0, None, b"v" * 600, None, 5, 0.0)
     (batch,) = made.drain(0.0)
-    made.add("t", 0, None, b"w", None, 5)
+    made.add("t", 0, None, b"w", None, 5, 0.0)
     error = LogstoreError("closed")
     assert len(made.abandon(error)) == 2
     made.settle(batch, [AppendResult(0, -1, 0)])
