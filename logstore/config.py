@@ -24,6 +24,7 @@ class ProducerOptions(TypedDict, total=False):
     key_serializer: Serializer | None
     linger_ms: int
     max_block_ms: int
+    max_in_flight_requests_per_connection: int
     max_request_size: int
     metadata_max_age_ms: int
     partitioner: str | Callable[[bytes, int], int]
@@ -80,6 +81,10 @@ class ProducerConfig:
     """Bytes of records that may wait; when they are full ``send`` waits, at most ``max_block_ms``."""
     max_block_ms: int = number(60_000, 0)
     """How long ``send``, ``send_many`` and ``partitions_for`` may wait for buffer space or for metadata."""
+    max_in_flight_requests_per_connection: int = number(2, 1, 16)
+    """How many requests may be under way at a time (Kafka's default: 5).  Each takes a database connection of
+    its own, opened when there is so much to send that it gains time: a producer that sends little has one.
+    The order within a partition is kept whatever this is."""
     max_request_size: int = number(1024 * 1024, 1024, 2**28)
     """The largest batch, and so the largest record, that is sent at all."""
     retries: int = number(2**31 - 1, 0)

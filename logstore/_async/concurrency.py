@@ -158,10 +158,10 @@ async def breathe() -> None:
 class RightOfWay:
     """Between callers that never have to wait and a task that works for them: they would starve it."""
 
-    def claim(self) -> None:
-        """The task is about to do something that others can keep it from: nothing to do in asyncio."""
+    def claim(self, who: object) -> None:
+        """``who`` is about to do something that others can keep it from: nothing to do in asyncio."""
 
-    def leave(self) -> None:
+    def leave(self, who: object) -> None:
         """It is done."""
 
     async def give(self) -> None:

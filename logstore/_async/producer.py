@@ -145,7 +145,7 @@ class AsyncProducer:
         if future is None:
             return await self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
         if calls:
-            await self._sender.stand_aside()
+            await self._sender.way.give()
         return future
 
     async def send_and_wait(
@@ -201,7 +201,7 @@ class AsyncProducer:
         Raises RequestTimedOutError when it is over; the records stay on their way.
         """
         self._check_usable()
-        if self._sender.task is not None and self._sender.task.is_current:
+        if self._sender.is_current:
             raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
@@ -305,7 +305,7 @@ class AsyncProducer:
                     continue
                 accumulator.attention = False
                 self._sender.work.notify_all()
-            await self._sender.stand_aside()
+            await self._sender.way.give()
             return taken
 
     async def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:

@@ -269,7 +269,8 @@ class Accumulator(Generic[F]):
         flight.
 
         Empty when nothing is due.  As soon as anything is due everything goes that may: a commit more
-        costs more than a batch more.  ``share``: leave work for that many requests at a time.
+        costs more than a batch more.  Only when there is so much that ``share`` requests would be full does
+        this one take no more than its share, and leaves the others to other connections.
         """
         due: list[PartitionQueue] = []
         waiting: list[PartitionQueue] = []
@@ -281,7 +282,8 @@ class Accumulator(Generic[F]):
         due += waiting
         taken: list[Batch] = []
         size = 0
-        most = -(-len(due) // share)
+        full = sum(queue.batches[0].size >= self.limits.batch_size for queue in due) >= share
+        most = -(-len(due) // share) if full else len(due)
         for queue in due:
             batch = queue.batches[0]
             if taken and (size + batch.size > self.limits.request_bytes or len(taken) >= most):
@@ -290,6 +292,16 @@ class Accumulator(Generic[F]):
             taken.append(self._take(queue))
         taken.sort(key=lambda batch: (batch.queue.topic.topic_id, batch.queue.partition))
         return taken
+
+    def due(self, now: float) -> bool:
+        """There is a batch that does not have to wait any longer."""
+        return any(
+            queue.in_flight is None
+            and queue.retry_at <= now
+            and self._any(queue)
+            and self._due_at(queue, now) <= now
+            for queue in list(self._active)
+        )
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until :meth:`drain` or :meth:`expire` may have something; None: not before something

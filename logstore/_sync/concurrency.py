@@ -140,17 +140,21 @@ class RightOfWay:
     def __init__(self) -> None:
         self._free = threading.Event()
         self._free.set()
+        self._claims: set[object] = set()
 
-    def claim(self) -> None:
-        """The thread is about to do something that others can keep it from."""
+    def claim(self, who: object) -> None:
+        """``who`` is about to do something that others can keep it from."""
+        self._claims.add(who)
         self._free.clear()
 
-    def leave(self) -> None:
+    def leave(self, who: object) -> None:
         """It is done."""
-        self._free.set()
+        self._claims.discard(who)
+        if not self._claims:
+            self._free.set()
 
     def give(self) -> None:
-        """For the others, now and then: wait until the thread is done, but not for long."""
+        """For the others, now and then: wait until they are done, but not for long."""
         if not self._free.is_set():
             self._free.wait(self.LONGEST_S)
 

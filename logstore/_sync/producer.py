@@ -146,7 +146,7 @@ class Producer:
         if future is None:
             return self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
         if calls:
-            self._sender.stand_aside()
+            self._sender.way.give()
         return future
 
     def send_and_wait(
@@ -202,7 +202,7 @@ class Producer:
         Raises RequestTimedOutError when it is over; the records stay on their way.
         """
         self._check_usable()
-        if self._sender.task is not None and self._sender.task.is_current:
+        if self._sender.is_current:
             raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
@@ -304,7 +304,7 @@ class Producer:
                     continue
                 accumulator.attention = False
                 self._sender.work.notify_all()
-            self._sender.stand_aside()
+            self._sender.way.give()
             return taken
 
     def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:
