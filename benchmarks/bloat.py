@@ -54,6 +54,8 @@ def bloat(server: BenchServer, *, records: int) -> Section:
                 other.execute("SELECT count(*) FROM logstore.topics")
             _produce_and_consume(dsn, records)
             after = _counters(dsn, sessions=1 if held else 0)
+        if after[True].inserted == before[True].inserted:
+            raise AssertionError("pg_stat_user_tables has not seen the batches: its counts mean nothing")
         circumstance = "a transaction held open" if held else "alone"
         for batches, table in ((True, "batches"), (False, "all other tables")):
             dead = after[batches].dead - before[batches].dead
