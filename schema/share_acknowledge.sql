@@ -40,7 +40,8 @@ create or replace function acknowledge("group" text, member text, topic_ids int4
                                        delays_ms int8[] default null, reasons text[] default null,
                                            strict boolean default true)
 returns table (idx int4, first_offset int8, last_offset int8)
-language plpgsql volatile security definer set search_path from current as $$
+language plpgsql volatile security definer set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     g share_group := existing_share_group("group");

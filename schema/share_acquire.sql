@@ -60,10 +60,11 @@ end
 $$;
 
 -- Takes no lock, reads the window of a partition, writes nothing, returns it: its live version is the last
--- one in the index.
+-- one in the index, so there has to be no other plan than reading the index backwards.
 create or replace function share_window_of(group_id int4, topic_id int4,
     "partition" int4) returns share_window
 language sql stable set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 begin atomic
     select w from share_window w
     where (w.group_id, w.topic_id, w.partition) = (share_window_of.group_id, share_window_of.topic_id,
@@ -467,7 +468,8 @@ create or replace function acquire("group" text, member text, topics text[], max
     key_ordered boolean default null)
 returns table (idx int4, topic_id int4, "partition" int4, first_offset int8, last_offset int8,
     delivery_count int4, lock_ms int4, wait_ms int8)
-language plpgsql volatile security definer set search_path from current as $$
+language plpgsql volatile security definer set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     moment timestamptz := clock_timestamp();
