@@ -66,8 +66,8 @@ class Server:
             migrations.upgrade(self.database(template))
             self._template = template
         name = f"logstore_test_{os.getpid()}_{next(_numbers)}"
-        # Copying files takes two checkpoints, and half the time where these need not reach the disk.
-        strategy = "FILE_COPY" if self.home else "WAL_LOG"
+        # Copying files takes two checkpoints: half the time on servers of our own, where fsync is off.
+        strategy = "FILE_COPY" if self.superuser_dsn else "WAL_LOG"
         source = self._template if migrated else "template1"
         self._execute(f"CREATE DATABASE {{}} TEMPLATE {{}} STRATEGY {strategy}", name, source)
         return self.database(name)
@@ -127,7 +127,8 @@ def container(image: str) -> Iterator[Server]:
     answer = subprocess.run(probe, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         pytest.skip(f"no Docker answers: {answer.stderr.splitlines()[-1]}")
-    with PostgresContainer(image, driver=None) as postgres:
+    # In memory: databases are made ten times as fast there.
+    with PostgresContainer(image, driver=None).with_tmpfs_mount("/var/lib/postgresql") as postgres:
         superuser = postgres.get_connection_url()
         with psycopg.connect(superuser, autocommit=True) as connection:
             connection.execute(

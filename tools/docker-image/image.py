@@ -57,7 +57,8 @@ def build() -> tuple[bytes, list[str]]:
         _text(archive, "/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
         _text(archive, "/entrypoint.sh", Path(__file__).with_name("entrypoint.sh").read_text())
         _directory(archive, "/tmp", 0o1777, 0)
-        _directory(archive, "/var/lib/postgresql", 0o700, UID)
+        # A file system in memory that is mounted here gets the mode, and root as its owner.
+        _directory(archive, "/var/lib/postgresql", 0o1777, UID)
     path = f"{PREFIX}/{found.directory.relative_to(package.parent)}:/bin"
     return buffer.getvalue(), [f"ENV PATH={path}", *CHANGES]
 
