@@ -19,7 +19,6 @@ __all__ = [
     "Lock",
     "Mutex",
     "Promise",
-    "RightOfWay",
     "Task",
     "breathe",
     "offload",
@@ -153,20 +152,6 @@ async def sleep(seconds: float) -> None:
 async def breathe() -> None:
     """Let the other tasks run: a caller that never has to wait would starve them."""
     await asyncio.sleep(0)
-
-
-class RightOfWay:
-    """Between callers that never have to wait and a task that works for them: they would starve it."""
-
-    def claim(self, who: object) -> None:
-        """``who`` is about to do something that others can keep it from: nothing to do in asyncio."""
-
-    def leave(self, who: object) -> None:
-        """It is done."""
-
-    async def give(self) -> None:
-        """For the others, now and then: let the task run."""
-        await asyncio.sleep(0)
 
 
 async def offload(work: Callable[[], T]) -> T:

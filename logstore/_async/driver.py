@@ -133,7 +133,7 @@ class Connection:
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
 
-        ``meanwhile`` is called while the server works, where that gains time, which in asyncio it does not.
+        ``meanwhile`` is for calls with much to send, made while other threads compute: not in asyncio.
         """
         committing = call.writes and not self._in_transaction
         return call.decode(await self._execute(call.sql, call.args, timeout_s, committing=committing))

@@ -27,6 +27,9 @@ __all__ = ["Lane"]
 
 _log = logging.getLogger("logstore.producer")
 
+MUCH = 65536
+"""From so many bytes on it gains time to prepare the next request while the server works on this one."""
+
 _UNAWAITED = (AppendResult(-1, -1, -1),)
 
 
@@ -136,11 +139,10 @@ class Lane:
                     sender.publish(batches)
             connection = await self.connect()
             call = sender.session.calls.append([row for each in rows for row in each], sender.config.acks)
-            sender.way.claim(self)
-            try:
-                results = await connection.run(call, timeout_s=sender.timeout_s, meanwhile=self._get_ahead)
-            finally:
-                sender.way.leave(self)
+            much = sum(batch.size for batch in batches) > MUCH
+            results = await connection.run(
+                call, timeout_s=sender.timeout_s, meanwhile=self._get_ahead if much else None
+            )
         except LogstoreError as error:
             await self._failed(batches, error)
         else:
@@ -204,7 +206,6 @@ class Lane:
 
     def _get_ahead(self) -> None:
         """What is left of the last request, and what can be done for the next, while the server works."""
-        self._sender.way.leave(self)
         self._release()
         with self._sender.lock:
             upcoming = self._sender.accumulator.upcoming()
@@ -226,6 +227,9 @@ class Lane:
             connection = await self.connect()
             described = await connection.run(sender.session.calls.metadata(names), timeout_s=sender.timeout_s)
         except LogstoreError as error:
+            if not error.retriable and len(names) > 1:
+                # One of the names is to blame.
+                return all([await self._look_up([name]) for name in names])
             with sender.lock:
                 sender.not_described(names, error)
             return False

@@ -7,7 +7,7 @@ from time import monotonic, time
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from logstore._async.concurrency import start_at_once
+from logstore._async.concurrency import breathe, start_at_once
 from logstore._async.futures import BulkFuture, SendFuture, settled
 from logstore._async.lifetimes import living
 from logstore._async.sender import Sender
@@ -127,25 +127,29 @@ class AsyncProducer:
         SerializationError, BufferExhaustedError, RequestTimedOutError, ClientClosedError: in each case the
         record was not taken.  What goes wrong later is raised by the future.
         """
-        if not self._plain_values or (value is not None and type(value) is not bytes):
+        if type(value) is not bytes or not self._plain_values:
             value = self._intake.value(value)
-        if key is not None and (not self._plain_keys or type(key) is not bytes):
+        if key is not None and (type(key) is not bytes or not self._plain_keys):
             key = self._intake.key(key)
         pairs = None if headers is None else as_headers(headers)
         if timestamp_ms is not None:
             as_timestamp(timestamp_ms)
-        if partition is not None or type(topic) is not str:
+        if partition is not None:
             check_target(topic, partition)
         accumulator = self._accumulator
-        with self._lock:
-            future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
-            if calls := accumulator.attention:
-                accumulator.attention = False
-                self._sender.work.notify_all()
+        try:
+            with self._lock:
+                future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
+                if calls := accumulator.attention:
+                    accumulator.attention = False
+                    self._sender.work.notify_all()
+        except TypeError:
+            check_target(topic, partition)
+            raise
         if future is None:
             return await self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
         if calls:
-            await self._sender.way.give()
+            await breathe()
         return future
 
     async def send_and_wait(
@@ -273,6 +277,7 @@ class AsyncProducer:
         headers: Headers | None,
         timestamp_ms: int | None,
     ) -> SendFuture:
+        check_target(topic, partition)
         deadline = monotonic() + self._max_block_s
         while True:
             await self._known(topic, partition, deadline)
@@ -305,7 +310,7 @@ class AsyncProducer:
                     continue
                 accumulator.attention = False
                 self._sender.work.notify_all()
-            await self._sender.way.give()
+            await breathe()
             return taken
 
     async def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:

@@ -12,7 +12,7 @@ from random import random, randrange
 from time import monotonic
 from weakref import ref
 
-from logstore._async.concurrency import Condition, Event, Lock, RightOfWay
+from logstore._async.concurrency import Condition, Event, Lock
 from logstore._async.futures import SendFuture
 from logstore._async.lane import Lane
 from logstore._async.session import Session
@@ -68,7 +68,6 @@ class Sender:
         self.progress = Condition(self.lock)
         """There may be room in the buffer, or the producer is being closed."""
         self.tally = Tally()
-        self.way = RightOfWay()
         self.session = session
         self.config = config
         self.timeout_s = config.request_timeout_ms / 1000

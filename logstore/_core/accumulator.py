@@ -53,7 +53,7 @@ class Place(Protocol):
     """
 
     batch: RowBatch
-    index: int
+    place: int
 
 
 class Accumulator(Generic[F]):
@@ -184,11 +184,15 @@ class Accumulator(Generic[F]):
                 self._ms_from, self._ms_until = timestamp_ms / 1000, (timestamp_ms + 1) / 1000
         batch.room -= size
         records = batch.records
-        position = len(records)
-        records.extend((key, value, timestamp_ms, headers))
         future = self._promise()
         future.batch = batch
-        future.index = position >> 2
+        future.place = place = len(records)
+        if timestamp_ms != batch.stamp:
+            batch.changes.append((place, timestamp_ms))
+            batch.stamp = timestamp_ms
+        if headers is not None:
+            batch.headers[place] = headers
+        records.extend((key, value))
         return future
 
     def _room_for(self, queue: PartitionQueue, size: int) -> RowBatch | None:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from array import array
-from bisect import bisect_right
 from collections.abc import Sequence
 from struct import Struct
 from typing import ClassVar, Final
 
+from logstore._core.stamps import Stamps
 from logstore.errors import InvalidArgumentError
 
 __all__ = ["ARRAYS", "ArrayParameter", "ByteaArray", "Int4Array", "Int8Array", "TextArray"]
@@ -97,7 +97,10 @@ class TextArray(ArrayParameter):
     def encode(self) -> bytes:
         if not self.items:
             return _EMPTY.pack(0, 0, self.element_oid)
-        items = [item if item is None else item.encode() for item in self.items]
+        try:
+            items = [item if item is None else item.encode() for item in self.items]
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(f"Not every text is Unicode: {error}.") from None
         return _join_nullable(self._header(None in items), items)
 
 
@@ -113,13 +116,13 @@ class _IntArray(ArrayParameter):
             return _EMPTY.pack(0, 0, self.element_oid)
         prefix = _PREFIX(self.width)
         try:
-            if None in items:
+            if not isinstance(items, Stamps) and None in items:
                 parts = [
                     _NULL if item is None else prefix + item.to_bytes(self.width, signed=True)
                     for item in items
                 ]
                 return self._header(True) + b"".join(parts)
-            if runs := _runs(items):  # type: ignore[arg-type]
+            if isinstance(items, Stamps) and len(runs := items.runs()) * 8 <= len(items):
                 parts = [(prefix + item.to_bytes(self.width, signed=True)) * count for item, count in runs]
                 return self._header(False) + b"".join(parts)
             raw = array(self.typecode, items)  # type: ignore[type-var]
@@ -154,24 +157,6 @@ class Int8Array(_IntArray):
 
 
 ARRAYS: Final = (ByteaArray, TextArray, Int4Array, Int8Array)
-
-
-def _runs(items: Sequence[int]) -> list[tuple[int, int]] | None:
-    """Numbers that repeat in ascending order, as time stamps do, with how often they do; None for others."""
-    ordered = sorted(items)
-    if ordered != items:
-        return None
-    runs: list[tuple[int, int]] = []
-    most = len(items) // 8
-    start = 0
-    while start < len(ordered):
-        if len(runs) > most:
-            return None
-        item = ordered[start]
-        end = bisect_right(ordered, item, start)
-        runs.append((item, end - start))
-        start = end
-    return runs
 
 
 def _join_bytes(header: bytes, items: Sequence[bytes], lengths: list[int]) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from logstore._core.arrays import ArrayParameter, ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.calls import AppendBatch, AppendResult
+from logstore._core.stamps import Stamps
 from logstore.errors import LogstoreError
 from logstore.records import CREATE_TIME, LOG_APPEND_TIME, BatchMetadata, Header, RecordMetadata
 
@@ -175,14 +176,18 @@ class Batch:
     ) -> AppendBatch:
         keys, values, timestamps, headers = columns
         count = len(values)
-        latest = max(timestamps)
+        if isinstance(timestamps, Stamps):
+            latest, constant = timestamps.highest(), timestamps.constant
+        else:
+            latest = max(timestamps)
+            constant = timestamps.count(latest) == count
         queue = self.queue
         return AppendBatch(
             queue.topic.topic_id,
             queue.partition,
             count,
             latest,
-            None if timestamps.count(latest) == count else Int8Array(timestamps),
+            None if constant else Int8Array(timestamps),
             None if keys[0] is None and keys.count(None) == count else ByteaArray(keys, key_lengths),
             None if values[0] is None and values.count(None) == count else ByteaArray(values, value_lengths),
             *_header_columns(headers),
@@ -190,26 +195,36 @@ class Batch:
 
 
 class RowBatch(Batch):
-    """A batch that ``send`` fills; each record has a future, which knows its index here."""
+    """A batch that ``send`` fills; each record has a future, which knows its place here."""
 
-    __slots__ = ("key_sizes", "records", "timestamps", "value_sizes")
+    __slots__ = ("changes", "headers", "key_sizes", "records", "stamp", "timestamps", "value_sizes")
 
     def __init__(self, queue: PartitionQueue, lock: Any) -> None:
         super().__init__(queue, lock)
         self.records: list[Any] = []
-        """key, value, timestamp, headers; key, value, …"""
+        """key, value, key, value, …: a record's place is where its key is."""
+        self.stamp = -1
+        """The time stamp of the last record."""
+        self.changes: list[tuple[int, int]] = []
+        """Where that changed: place and new time stamp."""
+        self.headers: dict[int, Headers] = {}
+        """By place."""
         self.timestamps: Sequence[int] = ()
         self.key_sizes: Sequence[int] = ()
         self.value_sizes: Sequence[int] = ()
 
     def __len__(self) -> int:
-        return self.count or len(self.records) // 4
+        return self.count or len(self.records) // 2
 
     def columns(self) -> Columns:
         records = self.records
-        headers = records[3::4]
-        none = headers.count(None) == len(headers)
-        return Columns(records[0::4], records[1::4], records[2::4], None if none else headers)
+        places = range(0, len(records), 2)
+        return Columns(
+            records[0::2],
+            records[1::2],
+            Stamps(((place >> 1, stamp) for place, stamp in self.changes), len(places)),
+            [self.headers.get(place) for place in places] if self.headers else None,
+        )
 
     def lengths(self, columns: Columns) -> tuple[list[int] | None, list[int] | None]:
         keys, values = _lengths(columns.keys), _lengths(columns.values)
@@ -222,11 +237,13 @@ class RowBatch(Batch):
     def release(self) -> None:
         self.count = len(self)
         self.records = []
+        self.changes = []
+        self.headers = {}
         self.prepared = None
 
-    def metadata(self, index: int) -> RecordMetadata:
-        """Where the record at ``index`` is, once the batch is done without an error."""
-        queue = self.queue
+    def metadata(self, place: int) -> RecordMetadata:
+        """Where the record at ``place`` is, once the batch is done without an error."""
+        queue, index = self.queue, place >> 1
         by_server = self.append_time >= 0
         return RecordMetadata(
             queue.topic.name,

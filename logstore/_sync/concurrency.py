@@ -19,7 +19,6 @@ __all__ = [
     "Lock",
     "Mutex",
     "Promise",
-    "RightOfWay",
     "Task",
     "breathe",
     "offload",
@@ -126,37 +125,6 @@ def sleep(seconds: float) -> None:
 
 def breathe() -> None:
     """Nothing: the other threads run anyway."""
-
-
-class RightOfWay:
-    """Between callers that never have to wait and a thread that works for them: they would starve it.
-
-    A thread that computes gives the interpreter away every 5 ms only.  A thread that writes a megabyte to a
-    socket needs it for an instant after every buffer full, some twenty times; it would wait 5 ms each time.
-    """
-
-    LONGEST_S: Final = 0.02
-
-    def __init__(self) -> None:
-        self._free = threading.Event()
-        self._free.set()
-        self._claims: set[object] = set()
-
-    def claim(self, who: object) -> None:
-        """``who`` is about to do something that others can keep it from."""
-        self._claims.add(who)
-        self._free.clear()
-
-    def leave(self, who: object) -> None:
-        """It is done."""
-        self._claims.discard(who)
-        if not self._claims:
-            self._free.set()
-
-    def give(self) -> None:
-        """For the others, now and then: wait until they are done, but not for long."""
-        if not self._free.is_set():
-            self._free.wait(self.LONGEST_S)
 
 
 def offload(work: Callable[[], T]) -> T:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import waiting
@@ -76,17 +77,80 @@ class _Raw(psycopg.Connection[tuple[Any, ...]]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is None and self.deadline is not None:
-            timeout = max(0.0, self.deadline - monotonic())
+            timeout = max(0.0, self.deadline - time.monotonic())
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
-            gen = _interleaved(gen, meanwhile)
+            gen = _interleaved(self, gen, meanwhile)
         return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
 
+    def drop(self) -> None:
+        """Make whoever waits for this connection see that it is lost.  Any thread may call it."""
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
 
-def _interleaved(gen: PQGen[T], meanwhile: Callable[[], None]) -> PQGen[T]:
-    """``gen``, with a call of ``meanwhile`` as soon as everything is sent and the answer is waited for."""
+
+class _Pushes:
+    """Threads that are inside libpq, sending much, where no deadline of ours reaches them.
+
+    One thread, which exists while there are any, looks at them now and then and drops the connection of one
+    that takes too long: the sending thread must not need the interpreter for that, see :func:`_interleaved`.
+    """
+
+    LOOK_EVERY_S: Final = 0.5
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._deadlines: dict[_Raw, float] = {}
+        self._seen = False
+        self._watched = False
+
+    def begin(self, raw: _Raw, deadline: float) -> None:
+        with self._lock:
+            self._deadlines[raw] = deadline
+            self._seen = True
+            start = not self._watched
+            self._watched = True
+        if start:
+            threading.Thread(target=self._watch, name="logstore-pushes", daemon=True).start()
+
+    def end(self, raw: _Raw) -> None:
+        with self._lock:
+            self._deadlines.pop(raw, None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.LOOK_EVERY_S)
+            now = time.monotonic()
+            with self._lock:
+                late = [raw for raw, deadline in self._deadlines.items() if deadline <= now]
+                if not self._seen and not self._deadlines:
+                    self._watched = False
+                    return
+                self._seen = False
+            for raw in late:
+                raw.drop()
+
+
+_pushes = _Pushes()
+
+
+def _interleaved(raw: _Raw, gen: PQGen[T], meanwhile: Callable[[], None]) -> PQGen[T]:
+    """``gen``, with a call of ``meanwhile`` as soon as everything is sent and the answer is waited for.
+
+    Everything is sent by one call into libpq, which blocks without holding the interpreter.  psycopg's own
+    way takes a turn for each buffer full that the socket takes, twenty for a megabyte or two, and each time
+    waits until another thread that computes gives the interpreter away, which it does every 5 ms.
+    """
     try:
-        wait = next(gen)
+        if raw.deadline is not None:
+            _pushes.begin(raw, raw.deadline)
+        raw.pgconn.nonblocking = 0
+        try:
+            wait = next(gen)
+        finally:
+            if raw.pgconn.status == ConnStatus.OK:
+                raw.pgconn.nonblocking = 1
+            _pushes.end(raw)
         while wait & Wait.W:
             wait = gen.send((yield wait))
         meanwhile()
@@ -183,7 +247,8 @@ class Connection:
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
 
-        ``meanwhile`` is called while the server works, where that gains time; it may not be called at all.
+        ``meanwhile`` is for calls with much to send, made while other threads compute: it is called while the
+        server works.
         """
         committing = call.writes and not self._in_transaction
         self._raw.meanwhile = meanwhile
@@ -267,10 +332,7 @@ class Connection:
         A thread that waits for an answer gets the error of a lost connection.
         """
         if not self.closed:
-            with suppress(OSError, psycopg.Error):
-                copy = socket.socket(fileno=os.dup(self._raw.pgconn.socket))
-                with copy:
-                    copy.shutdown(socket.SHUT_RDWR)
+            self._raw.drop()
 
     def _execute(
         self, sql: str, args: Sequence[Any] | None, timeout_s: float | None, *, committing: bool
@@ -278,7 +340,7 @@ class Connection:
         raw, cursor = self._raw, self._cursor
         if self.closed:
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
-        raw.deadline = None if timeout_s is None else monotonic() + timeout_s
+        raw.deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._doubtful = None
         try:
             if args is None:
@@ -288,6 +350,8 @@ class Connection:
             rows = cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise self._translate(error, timeout_s, committing) from error
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(str(error)) from error
         finally:
             # Whatever interrupted it (the deadline, Ctrl-C): a half-read answer makes the session useless.
             if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:

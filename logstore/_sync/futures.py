@@ -93,17 +93,17 @@ class SendFuture(_Future[RecordMetadata]):
     a place in a batch and nothing else: what it answers is made when somebody asks.
     """
 
-    __slots__ = ("batch", "index")
+    __slots__ = ("batch", "place")
 
     batch: RowBatch
-    index: int
+    place: int
 
     def done(self) -> bool:
         return self.batch.done
 
     def outcome(self) -> RecordMetadata | LogstoreError:
         batch = self.batch
-        return batch.metadata(self.index) if batch.error is None else batch.error
+        return batch.metadata(self.place) if batch.error is None else batch.error
 
     def get(self, timeout: float | None = None) -> RecordMetadata:
         """Where the record is, as soon as it is acknowledged at the level of ``acks``.
@@ -116,7 +116,7 @@ class SendFuture(_Future[RecordMetadata]):
             settled(batch, timeout)
         if batch.error is not None:
             raise batch.error
-        return batch.metadata(self.index)
+        return batch.metadata(self.place)
 
     def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
         def call() -> None:

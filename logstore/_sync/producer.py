@@ -13,7 +13,7 @@ from logstore._core.bulk import Piece, check_sizes, parts, pieces
 from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Topic
-from logstore._sync.concurrency import start_at_once
+from logstore._sync.concurrency import breathe, start_at_once
 from logstore._sync.futures import BulkFuture, SendFuture, settled
 from logstore._sync.lifetimes import living
 from logstore._sync.sender import Sender
@@ -128,25 +128,29 @@ class Producer:
         SerializationError, BufferExhaustedError, RequestTimedOutError, ClientClosedError: in each case the
         record was not taken.  What goes wrong later is raised by the future.
         """
-        if not self._plain_values or (value is not None and type(value) is not bytes):
+        if type(value) is not bytes or not self._plain_values:
             value = self._intake.value(value)
-        if key is not None and (not self._plain_keys or type(key) is not bytes):
+        if key is not None and (type(key) is not bytes or not self._plain_keys):
             key = self._intake.key(key)
         pairs = None if headers is None else as_headers(headers)
         if timestamp_ms is not None:
             as_timestamp(timestamp_ms)
-        if partition is not None or type(topic) is not str:
+        if partition is not None:
             check_target(topic, partition)
         accumulator = self._accumulator
-        with self._lock:
-            future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
-            if calls := accumulator.attention:
-                accumulator.attention = False
-                self._sender.work.notify_all()
+        try:
+            with self._lock:
+                future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
+                if calls := accumulator.attention:
+                    accumulator.attention = False
+                    self._sender.work.notify_all()
+        except TypeError:
+            check_target(topic, partition)
+            raise
         if future is None:
             return self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
         if calls:
-            self._sender.way.give()
+            breathe()
         return future
 
     def send_and_wait(
@@ -274,6 +278,7 @@ class Producer:
         headers: Headers | None,
         timestamp_ms: int | None,
     ) -> SendFuture:
+        check_target(topic, partition)
         deadline = monotonic() + self._max_block_s
         while True:
             self._known(topic, partition, deadline)
@@ -304,7 +309,7 @@ class Producer:
                     continue
                 accumulator.attention = False
                 self._sender.work.notify_all()
-            self._sender.way.give()
+            breathe()
             return taken
 
     def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:

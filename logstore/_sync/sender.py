@@ -20,7 +20,7 @@ from logstore._core.calls import TopicMetadata
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Limits
 from logstore._core.tally import Tally
-from logstore._sync.concurrency import Condition, Event, Lock, RightOfWay
+from logstore._sync.concurrency import Condition, Event, Lock
 from logstore._sync.futures import SendFuture
 from logstore._sync.lane import Lane
 from logstore._sync.session import Session
@@ -69,7 +69,6 @@ class Sender:
         self.progress = Condition(self.lock)
         """There may be room in the buffer, or the producer is being closed."""
         self.tally = Tally()
-        self.way = RightOfWay()
         self.session = session
         self.config = config
         self.timeout_s = config.request_timeout_ms / 1000

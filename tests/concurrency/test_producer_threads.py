@@ -6,10 +6,13 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from logstore import Producer, SendFuture
+from logstore._core.accumulator import Accumulator
+from logstore._core.batch import Batch
 from logstore.errors import ClientClosedError, LogstoreError
 from tests.support.appender import Appender
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock
@@ -197,3 +200,48 @@ def test_connections_lost_under_many_threads_lose_nothing(database: str, appende
     assert {thread: list(numbers) for thread, numbers in firsts.items()} == {
         thread: list(range(150)) for thread in range(3)
     }
+
+
+def test_shared_state_is_touched_under_the_lock_only(
+    database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The asyncio colour would not notice: whatever both sides touch has to be locked, every time."""
+    appender.create("t", 3)
+    appender.create("doomed", 1)
+    unlocked: list[str] = []
+
+    def guarded(name: str) -> Callable[..., Any]:
+        plain = getattr(Accumulator, name)
+
+        def method(self: Accumulator[Any], *arguments: Any, **options: Any) -> Any:
+            if not self._lock.locked():
+                unlocked.append(name)
+            return plain(self, *arguments, **options)
+
+        return method
+
+    for name, found in vars(Accumulator).items():
+        if callable(found) and not name.startswith("_"):
+            monkeypatch.setattr(Accumulator, name, guarded(name))
+    for name in ("callbacks", "event"):
+        slot = vars(Batch)[name]
+
+        def write(batch: Batch, value: object, slot: Any = slot, name: str = name) -> None:
+            if value is not None and not batch.lock.locked():
+                unlocked.append(name)
+            slot.__set__(batch, value)
+
+        monkeypatch.setattr(Batch, name, property(slot.__get__, write))
+
+    with Producer(database, buffer_memory=20_000, batch_size=500, client_id="victim") as producer:
+        for number in range(300):
+            producer.send("t", b"v" * 200, key=b"%d" % number).add_callback(lambda _: None)
+        future = producer.send_many("t", [b"v" * 50] * 300).add_callback(lambda _: None)
+        terminate(database, "victim")
+        future.get(ENOUGH_S)
+        producer.send("doomed", b"v")
+        appender.connection.run(appender.calls.delete_topic("doomed"))
+        producer.flush()
+        producer.metrics()
+        assert producer.partitions_for("t") == {0, 1, 2}
+    assert unlocked == []

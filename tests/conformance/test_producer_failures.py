@@ -18,6 +18,7 @@ from logstore.errors import (
     ConnectionFailedError,
     DeliveryTimeoutError,
     IllegalStateError,
+    InvalidArgumentError,
     InvalidTimestampError,
     LogstoreError,
     RecordTooLargeError,
@@ -67,6 +68,14 @@ def test_unknown_topic_is_refused_at_once(colour: Colour, database: str, topic: 
     for attempt in attempts:
         with pytest.raises(UnknownTopicOrPartitionError, match="'nowhere'"):
             attempt()
+    producer.send_and_wait(topic, b"v")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "\ud800", "a\0b", "x" * 300, "'; DROP TABLE logstore.topic; --"])
+def test_name_that_no_topic_can_have_is_refused(colour: Colour, database: str, topic: str, name: str) -> None:
+    producer = colour.producer(database)
+    with pytest.raises((UnknownTopicOrPartitionError, InvalidArgumentError)):
+        producer.send(name, b"v")
     producer.send_and_wait(topic, b"v")
 
 
@@ -295,6 +304,21 @@ def test_server_that_stays_away_fails_the_records_in_time(
     proxy.refuse(False)
     assert producer.send_and_wait(topic, b"last", partition=0).offset == 1
     assert values(database) == [b"first", b"last"]
+
+
+def test_server_that_stops_listening_fails_the_records_in_time(
+    colour: Colour, database: str, topic: str, proxy: Proxy
+) -> None:
+    """Also in the middle of a request that is larger than what a socket takes."""
+    producer = colour.producer(proxy.dsn, **IMPATIENT)
+    producer.send_and_wait(topic, b"first", partition=0)
+    proxy.freeze()
+    futures = [producer.send_many(topic, [b"v" * 1000] * 900, partition=number) for number in range(4)]
+    for future in futures:
+        with pytest.raises(DeliveryTimeoutError, match="within 500 ms"):
+            future.get(ENOUGH_S)
+    proxy.freeze(False)
+    eventually(lambda: succeeds(lambda: producer.send_and_wait(topic, b"v")), "the producer recovers")
 
 
 def test_server_that_stays_away_keeps_a_topic_unknown(

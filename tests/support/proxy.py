@@ -35,6 +35,8 @@ class Proxy:
         self.cuts = 0
         """How many answers were withheld."""
         self._closed = False
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -53,8 +55,16 @@ class Proxy:
         for pair in pairs:
             _drop(*pair)
 
+    def freeze(self, frozen: bool = True) -> None:
+        """Pass nothing on, read nothing, close nothing, until told otherwise."""
+        if frozen:
+            self._flowing.clear()
+        else:
+            self._flowing.set()
+
     def close(self) -> None:
         self._closed = True
+        self._flowing.set()
         self.refuse()
         # Wakes the accepting thread.
         with contextlib.suppress(OSError), socket.create_connection(self._listener.getsockname()):
@@ -93,6 +103,7 @@ class Proxy:
             for key, _ in ready.select():
                 source = key.fileobj
                 assert isinstance(source, socket.socket)
+                self._flowing.wait()
                 data = source.recv(CHUNK)
                 if not data:
                     return

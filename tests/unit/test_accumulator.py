@@ -31,7 +31,7 @@ MAX_BATCH = 2000
 
 class Place:
     batch: RowBatch
-    index: int
+    place: int
 
 
 def limits(**changes: float) -> Limits:
@@ -214,7 +214,7 @@ class Log(RuleBasedStateMachine):
             if value in self.failed:
                 assert place.batch.error is not None
             else:
-                offset = place.batch.metadata(place.index).offset
+                offset = place.batch.metadata(place.place).offset
                 assert self.log[place.batch.queue.partition][offset] == value
 
 
@@ -383,7 +383,7 @@ def test_batch_too_large_for_the_server_goes_in_pieces_of_one_request() -> None:
     assert second.header_values.items == [b"3", b"4"]
     made.settle(batch, [AppendResult(10, -1, 0), AppendResult(13, -1, 0)])
     assert isinstance(batch, RowBatch)
-    assert [batch.metadata(index).offset for index in range(5)] == [10, 11, 12, 13, 14]
+    assert [batch.metadata(2 * index).offset for index in range(5)] == [10, 11, 12, 13, 14]
 
 
 def test_abandoned_batches_ignore_what_the_server_says_later() -> None:
