@@ -165,7 +165,7 @@ def test_its_plans_read_the_leaf_by_its_index(session: Session, release: Server,
         (first, second),
     )
     plans: list[str] = []
-    with psycopg.connect(log_dsn, autocommit=True, user=_user(release.superuser_dsn)) as watcher:
+    with psycopg.connect(release.as_superuser(log_dsn), autocommit=True) as watcher:
         watcher.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
         for setting in (
             "log_min_duration = 0",
@@ -188,7 +188,3 @@ def test_its_plans_read_the_leaf_by_its_index(session: Session, release: Server,
             )
             assert all(f"using b_{first}_0_offset" in plan for plan in of_leaves)
             session.execute("ANALYZE")
-
-
-def _user(dsn: str) -> str:
-    return psycopg.conninfo.conninfo_to_dict(dsn)["user"]  # type: ignore[return-value]

@@ -57,6 +57,11 @@ class Server:
         """The DSN of database ``name``."""
         return urlunsplit(urlsplit(self.dsn)._replace(path=f"/{name}"))
 
+    def as_superuser(self, dsn: str) -> str:
+        """The DSN of the same database for a superuser; only where there is a ``superuser_dsn``."""
+        assert self.superuser_dsn is not None
+        return urlunsplit(urlsplit(self.superuser_dsn)._replace(path=urlsplit(dsn).path))
+
     def create(self, *, migrated: bool = True) -> str:
         """Make a database, with the schema in it or empty; answer its DSN."""
         if migrated and not self._template:

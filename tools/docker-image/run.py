@@ -8,6 +8,7 @@ go to pytest.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -31,7 +32,9 @@ SLICE: Final = (
     "tests/conformance/test_driver.py",
     "tests/conformance/test_producer_records.py",
 )
+PREFIX: Final = "logstore-docker-"
 START_S: Final = 60.0
+PR_SET_PDEATHSIG: Final = 1
 
 
 @contextlib.contextmanager
@@ -44,7 +47,10 @@ def daemon() -> Iterator[str]:
     program = shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if program is None or os.geteuid() != 0:
         raise SystemExit("No Docker answers, and to start one takes root and dockerd (Debian: docker.io).")
-    directory = Path(tempfile.mkdtemp(prefix="logstore-docker-"))
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if not answers(f"unix://{left}/docker.sock"):
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     address = f"unix://{directory}/docker.sock"
     command = [
         program,
@@ -62,6 +68,7 @@ def daemon() -> Iterator[str]:
             stderr=output,
             env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
             start_new_session=True,
+            preexec_fn=end_with_us,
         )
     try:
         deadline = time.monotonic() + START_S
@@ -76,6 +83,11 @@ def daemon() -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def end_with_us() -> None:
+    """Let the kernel stop the daemon when this process is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def answers(address: str) -> bool:
     try:
         with contextlib.closing(docker.DockerClient(address)) as client:
@@ -85,6 +97,7 @@ def answers(address: str) -> bool:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with daemon() as address, contextlib.closing(docker.DockerClient(address)) as client:
         archive, changes = build()
         client.api.import_image_from_data(archive, repository=IMAGE, tag="latest", changes=list(changes))
