@@ -229,8 +229,11 @@ class Lane:
             described = connection.run(sender.session.calls.metadata(names), timeout_s=sender.timeout_s)
         except LogstoreError as error:
             if not error.retriable and len(names) > 1:
-                # One of the names is to blame.
-                return all([self._look_up([name]) for name in names])
+                # One of the names is to blame: each is asked for by itself.
+                answered = True
+                for name in names:
+                    answered = self._look_up([name]) and answered
+                return answered
             with sender.lock:
                 sender.not_described(names, error)
             return False
