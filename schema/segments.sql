@@ -38,6 +38,9 @@ begin
         execute format('alter table %I %s', leaf, arrays);
     end if;
     execute format('create unique index %I on %I (partition, last_offset)', leaf || '_offset', leaf);
+    -- What a producer has appended. An append only ever adds to it.
+    execute format('create index %I on %I (partition, producer_id, last_offset) where producer_id is not null',
+                   leaf || '_producer', leaf);
     execute format('alter table %I attach partition %I for values in (%s)', parent, leaf,
                    add_segment.segment);
     insert into topic_segment (topic_id, segment) values (add_segment.topic_id, add_segment.segment);
