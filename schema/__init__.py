@@ -41,6 +41,7 @@ INSTALL_ORDER: Final = (
     "share_acknowledge",
     "share_admin",
     "share_views",
+    "verify",
     "info",
 )
 """A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""
