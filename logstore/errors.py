@@ -36,12 +36,19 @@
     │   ├── OffsetMetadataTooLargeError    more than 4096 bytes beside a committed offset
     │   ├── InvalidRecordStateError        a record of a share group is not acquired by this member (any more)
     │   └── InvalidGroupError              not a legal name, or a group of another kind
+    ├── TransactionError                   what is particular to transactions
+    │   ├── ProducerFencedError            another producer holds the transactional id now
+    │   ├── TransactionAbortedError        the record's transaction was aborted; it is not in the log
+    │   ├── TransactionTimedOutError       the transaction was open for longer than transaction_timeout_ms
+    │   └── TransactionalIdNotFoundError   no producer has ever held this transactional id
     ├── IllegalStateError                  a method called at the wrong moment
     │   ├── ClientClosedError
     │   └── ForkedClientError              a client used in a child process of fork()
     ├── WakeupError                      wakeup() was called while, or before, the consumer waited
     ├── BufferExhaustedError               buffer_memory stayed full for max_block_ms
     ├── DeliveryTimeoutError               a record was not acknowledged within delivery_timeout_ms
+    ├── OutOfOrderSequenceError            records that the producer sent before this one are not in the log
+    ├── DuplicateSequenceError             the batch is in the log, too long ago to know where
     ├── AuthenticationFailedError
     ├── AuthorizationFailedError
     ├── SchemaError
@@ -71,6 +78,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionFailedError",
     "DeliveryTimeoutError",
+    "DuplicateSequenceError",
     "EmbeddedServerError",
     "FencedInstanceIdError",
     "ForkedClientError",
@@ -94,6 +102,8 @@ __all__ = [
     "NotLeaderError",
     "OffsetMetadataTooLargeError",
     "OffsetOutOfRangeError",
+    "OutOfOrderSequenceError",
+    "ProducerFencedError",
     "RecordTooLargeError",
     "RequestTimedOutError",
     "RetriableError",
@@ -105,6 +115,10 @@ __all__ = [
     "ServerError",
     "StorageFullError",
     "TopicAlreadyExistsError",
+    "TransactionAbortedError",
+    "TransactionError",
+    "TransactionTimedOutError",
+    "TransactionalIdNotFoundError",
     "UnknownMemberError",
     "UnknownOutcomeError",
     "UnknownTopicOrPartitionError",
@@ -316,6 +330,33 @@ class InvalidGroupError(GroupError):
     """The name is not legal for a group, or belongs to a group of another kind."""
 
 
+class TransactionError(LogstoreError):
+    """Something particular to transactions went wrong."""
+
+
+class ProducerFencedError(TransactionError):
+    """Another producer holds the transactional id now; nothing was written."""
+
+    fatal = True
+    advice = "One producer at a time may use a transactional id: close this one."
+
+
+class TransactionAbortedError(TransactionError):
+    """The record's transaction was aborted: the record is not in the log."""
+
+
+class TransactionTimedOutError(TransactionError):
+    """The transaction was open for longer than transaction_timeout_ms; nothing of it was written."""
+
+    advice = "Abort it. Commit more often, or raise transaction_timeout_ms."
+
+
+class TransactionalIdNotFoundError(TransactionError):
+    """No producer has ever held this transactional id, or it has expired."""
+
+    advice = "See what there is with `logstore transactions list`."
+
+
 class IllegalStateError(LogstoreError):
     """The method cannot be called at this moment."""
 
@@ -345,6 +386,19 @@ class BufferExhaustedError(LogstoreError):
 
 class DeliveryTimeoutError(LogstoreError):
     """The record was not acknowledged within delivery_timeout_ms."""
+
+
+class OutOfOrderSequenceError(LogstoreError):
+    """Records that the producer sent before this one are not in the log; nothing was written."""
+
+    advice = (
+        "The server has lost records that it had acknowledged: a crash with acks=0, a failover with acks=1, "
+        "or a restored backup."
+    )
+
+
+class DuplicateSequenceError(LogstoreError):
+    """The batch is in the log already, and so long ago that its offset is not remembered."""
 
 
 class AuthenticationFailedError(LogstoreError):
@@ -394,6 +448,10 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS011": UnsupportedCompressionTypeError,
     "LS012": InvalidArgumentError,
     "LS013": NotLeaderError,
+    "LS014": ProducerFencedError,
+    "LS015": OutOfOrderSequenceError,
+    "LS016": DuplicateSequenceError,
+    "LS017": TransactionalIdNotFoundError,
     "LS020": UnknownMemberError,
     "LS021": FencedInstanceIdError,
     "LS022": CommitFailedError,
@@ -403,6 +461,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS026": OffsetMetadataTooLargeError,
     "LS027": InvalidRecordStateError,
     "LS028": InvalidGroupError,
+    "LS040": IllegalStateError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

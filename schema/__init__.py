@@ -22,6 +22,7 @@ INSTALL_ORDER: Final = (
     "records",
     "topics",
     "append",
+    "producers",
     "fetch",
     "views",
     "offsets",

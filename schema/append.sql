@@ -3,10 +3,14 @@
 -- Takes the partition's row lock, FOR NO KEY UPDATE, to the end of the transaction (and, once a segment, the
 -- topic's guard and row, without waiting for either); reads the partition's and the topic's row and the last
 -- batch; writes one batch; returns {base offset, append time in ms or -1 with CreateTime, log start}. acks: 0
--- synchronous_commit=off, 1 local, -1 on, null: as the session has it. Several in one statement have to be in
--- ascending order of (topic_id, partition). LS001 no such partition, LS007 too large, LS008 a time stamp out
+-- synchronous_commit=off, 1 local, -1 on, null: as the session has it, 2: the same, and limits are not looked
+-- at again (the records were checked when they were staged). Several in one statement have to be in
+-- ascending order of (topic_id, partition). With a producer id, a batch that is in the log already is not
+-- written again: its first answer is repeated, and since the lock is in the write-ahead log, the commit waits
+-- for what acks says as if it had written. LS001 no such partition, LS007 too large, LS008 a time stamp out
 -- of range, LS009 too few replicas, LS010 arrays that do not fit each other, LS012 acks or isolation level,
--- LS013 another leader epoch.
+-- LS013 another leader epoch, LS014 an old epoch of the producer, LS015 sequences are missing, LS016 a
+-- sequence from long ago.
 create or replace function append(
     topic_id int4, "partition" int4, record_count int4, max_timestamp int8,
     timestamps int8[], keys bytea[], "values" bytea[],
@@ -39,6 +43,10 @@ declare
     oldest int8;
     disorder int8;
     segment_bytes int8;
+    tip_producer int8;
+    tip_epoch int2;
+    tip_sequence int8;
+    first_answer int8[];
 begin
     -- A snapshot that is older than the lock would not show the last batch.
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -47,7 +55,7 @@ begin
     end if;
     if acks between -1 and 1 then
         perform set_config('synchronous_commit', (array['on', 'off', 'local'])[acks + 2], true);
-    elsif acks is not null then
+    elsif acks <> 2 then
         perform raise_error('LS012', format('acks has to be 0, 1 or -1 (all), not %s', acks), null, null);
     end if;
 
@@ -71,7 +79,37 @@ begin
             format('min.insync.replicas is %s, but %s servers would have it', min_insync, insync_replicas()),
             topic_id, "partition", jsonb_build_object('min.insync.replicas', min_insync), null);
     end if;
-    if size > max_message_bytes then
+
+    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this
+    -- one.
+    execute format('select b.last_offset + 1, b.segment_max_timestamp, b.segment_min_timestamp,
+                           b.segment_disorder, b.segment_bytes,
+                           b.producer_id, b.producer_epoch, b.last_sequence
+                    from %I b where b.partition = $1 order by b.last_offset desc limit 1',
+                   'b_' || topic_id || '_' || segment)
+    into base, newest, oldest, disorder, segment_bytes, tip_producer, tip_epoch, tip_sequence
+    using "partition";
+
+    -- Before anything else may be wrong with the batch: what is in the log is in the log.
+    if num_nulls(producer_id, producer_epoch, base_sequence) <> 3 then
+        if (producer_id >= 0 and producer_epoch >= 0 and base_sequence >= 0 and record_count >= 1) is not true
+        then
+            perform refuse_batch('LS010',
+                'producer id, producer epoch and base sequence go together, none of them negative',
+                topic_id, "partition", jsonb_build_object('record_count', record_count), null);
+        end if;
+        -- Usually the last batch is the producer's own, and this one comes next.
+        if (tip_producer = producer_id and tip_epoch = producer_epoch
+            and ((tip_sequence + 1) & 2147483647) = base_sequence) is not true then
+            first_answer := repeated_batch(topic_id, "partition", segment, producer_id, producer_epoch,
+                base_sequence, record_count);
+            if first_answer is not null then
+                return first_answer || log_start;
+            end if;
+        end if;
+    end if;
+
+    if size > max_message_bytes and acks is distinct from 2 then
         perform refuse_batch('LS007',
             format('a batch of %s bytes is larger than max.message.bytes, %s', size, max_message_bytes),
             topic_id, "partition",
@@ -105,7 +143,8 @@ begin
         end if;
         -- 253402300799999 is the end of the year 9999.
         if (min_timestamp >= 0 and max_timestamp <= 253402300799999
-            and now_ms - min_timestamp <= before_max and max_timestamp - now_ms <= after_max) is not true then
+            and now_ms - min_timestamp <= before_max and max_timestamp - now_ms <= after_max) is not true
+           and acks is distinct from 2 then
             perform refuse_batch('LS008',
                 format('time stamps from %s to %s are too far from the server''s clock, %s',
                     min_timestamp, max_timestamp, now_ms),
@@ -119,21 +158,17 @@ begin
         end if;
     end if;
 
-    if now_ms >= roll_at and segment = active then
-        active := roll_if_used(topic_id, segment, "partition");
+    if now_ms >= roll_at and segment = active and base is not null then
+        active := roll_segment(topic_id, segment);
     end if;
     if segment < active then
-        segment_start := enter_segment(topic_id, "partition", segment, segment_start, active);
+        base := enter_segment(topic_id, "partition", segment, segment_start, active);
         segment := active;
+        newest := null;
+        oldest := null;
+        disorder := null;
+        segment_bytes := null;
     end if;
-
-    -- A second statement, so a snapshot taken after the lock was granted: it shows every batch before this
-    -- one.
-    execute format('select b.last_offset + 1, b.segment_max_timestamp, b.segment_min_timestamp,
-                           b.segment_disorder, b.segment_bytes
-                    from %I b where b.partition = $1 order by b.last_offset desc limit 1',
-                   'b_' || topic_id || '_' || segment)
-    into base, newest, oldest, disorder, segment_bytes using "partition";
     base := coalesce(base, segment_start);
     newest := greatest(newest, max_timestamp);
     oldest := least(oldest, min_timestamp);
@@ -213,17 +248,3 @@ return array_ndims(header_records) = 1 and array_lower(header_records, 1) = 1
     and array_position(header_keys, null) is null
     and header_records[1] >= 1 and header_records[cardinality(header_records)] <= record_count
     and header_records = array(select u from unnest(header_records) u order by u);
-
--- Needs the partition's row lock; reads whether the partition has anything in its segment and, if so, does as
--- roll_segment does; returns the active segment.
-create or replace function roll_if_used(topic_id int4, segment int4, "partition" int4) returns int4
-language plpgsql volatile set search_path from current as $$
-declare
-    used boolean;
-begin
-    execute format('select exists (select from %I b where b.partition = $1)',
-                   'b_' || topic_id || '_' || segment)
-    into used using "partition";
-    return case when used then roll_segment(topic_id, segment) else segment end;
-end
-$$;

@@ -72,9 +72,9 @@ begin
 end
 $$;
 
--- Needs the partition's row lock, which append() holds; reads the last batch of the segment that the
--- partition leaves, writes that segment's catalog row and the partition's, returns the offset at which the
--- partition enters the next segment.
+-- Needs the partition's row lock, which append() holds; reads the last batches of the segment that the
+-- partition leaves, writes that segment's catalog row, what its producers have appended and the partition's
+-- row, returns the offset at which the partition enters the next segment.
 create or replace function enter_segment(
     topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
 language plpgsql volatile set search_path from current as $$
@@ -90,6 +90,7 @@ begin
                     returning last_offset + 1',
                    'b_' || enter_segment.topic_id || '_' || enter_segment.segment)
     into end_offset using enter_segment.partition, enter_segment.segment_start;
+    perform keep_producers(enter_segment.topic_id, enter_segment.partition, enter_segment.segment);
     end_offset := coalesce(end_offset, enter_segment.segment_start);
     update topic_partition set segment = next_segment, segment_start = end_offset
     where topic_id = enter_segment.topic_id and partition = enter_segment.partition;

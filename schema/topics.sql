@@ -155,6 +155,7 @@ declare
     gone topic := guarded_topic(name);
 begin
     delete from topic_partition p where p.topic_id = gone.topic_id;
+    delete from producer_state s where s.topic_id = gone.topic_id;
     delete from sealed_segment s where s.topic_id = gone.topic_id;
     delete from topic_segment s where s.topic_id = gone.topic_id;
     delete from topic t where t.topic_id = gone.topic_id;

@@ -40,6 +40,9 @@ create table producer_state (
 );
 create index on producer_state (updated_at);
 
+-- append() asks for itself now.
+drop function if exists roll_if_used(int4, int4, int4);
+
 do $$
 declare
     leaf text;

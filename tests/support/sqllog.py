@@ -50,14 +50,18 @@ def append(
     at: int = NOW_MS,
     headers: Sequence[tuple[int, str, bytes | None]] | None = None,
     acks: int | None = 1,
+    producer: tuple[int, int, int] | None = None,
 ) -> list[int]:
-    """Append one batch (``values`` may be a count); what append() returns."""
+    """Append one batch (``values`` may be a count); what append() returns.
+
+    ``producer`` is its id, its epoch and the batch's first sequence.
+    """
     if isinstance(values, int):
         values = [b"value"] * values
     answer: list[int] = value(
         session,
         "SELECT append(%s::int4, %s::int4, %s::int4, %s::int8, %s::int8[], %s::bytea[], %s::bytea[],"
-        " %s::int4[], %s::text[], %s::bytea[], %s::int2)",
+        " %s::int4[], %s::text[], %s::bytea[], %s::int2, %s::int8, %s::int2, %s::int4)",
         topic_id,
         partition,
         len(values),
@@ -69,6 +73,7 @@ def append(
         None if headers is None else [name for _, name, _ in headers],
         None if headers is None else [content for _, _, content in headers],
         acks,
+        *(producer or (None, None, None)),
     )
     return answer
 
