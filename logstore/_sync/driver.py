@@ -347,7 +347,9 @@ class Connection:
                 cursor.execute(sql, prepare=False)
             else:
                 cursor.execute(sql, args, binary=True)
-            rows = cursor.fetchall() if cursor.description else []
+            # Not ``description``, which is made anew for every column each time it is looked at.
+            result = cursor.pgresult
+            rows = cursor.fetchall() if result is not None and result.nfields else []
         except psycopg.Error as error:
             raise self._translate(error, timeout_s, committing) from error
         except UnicodeEncodeError as error:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logstore._core.pace import BUSY_S, LONGEST_S, SHORTEST_S, Pace, Way
+from logstore._core.pace import BUSY_PERIOD_S, BUSY_S, LONGEST_S, QUICK_S, SHORTEST_S, Pace, Way
 
 
 def test_reader_that_is_woken_sleeps_until_then() -> None:
@@ -19,16 +19,17 @@ def test_one_record_is_no_reason_to_look_often() -> None:
     assert pace.pause(1.0).way is Way.WAKE
 
 
-def test_records_that_keep_coming_are_looked_for_each_millisecond() -> None:
+def test_records_that_keep_coming_are_looked_for_often() -> None:
     pace = Pace(woken=True)
     pace.found(1.0)
     pace.found(1.001)
-    assert pace.pause(1.002) == (Way.PAUSE, 0.001)
-    assert pace.pause(1.002, look_s=0.0003).seconds == pytest.approx(0.0007)
+    assert pace.pause(1.002) == (Way.PAUSE, BUSY_PERIOD_S)
+    assert pace.pause(1.002, look_s=0.0003).seconds == pytest.approx(BUSY_PERIOD_S - 0.0003)
+    assert pace.pause(1.002, look_s=QUICK_S).seconds == pytest.approx(QUICK_S / 4)
     assert pace.pause(1.0 + BUSY_S + 0.002).way is Way.WAKE
 
 
-def test_looking_never_takes_more_than_half_of_the_time() -> None:
+def test_a_look_that_takes_long_never_takes_more_than_half_of_the_time() -> None:
     pace = Pace(woken=True)
     pace.found(1.0)
     pace.found(1.001)
