@@ -33,6 +33,8 @@ class ProducerOptions(TypedDict, total=False):
     retry_backoff_max_ms: int
     retry_backoff_ms: int
     schema: str
+    transaction_timeout_ms: int
+    transactional_id: str | None
     value_serializer: Serializer | None
 
 
@@ -42,6 +44,12 @@ def _acks(name: str, value: Any) -> int:
     if value in ("0", "1") or (type(value) is int and value in (0, 1)):
         return int(value)
     raise ConfigurationError(f'{name} is "all", 0, 1 or -1, not {value!r}.')
+
+
+def _transactional_id(name: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and 1 <= len(value.encode()) <= 1024 and "\0" not in value):
+        return value
+    raise ConfigurationError(f"{name} is a string of 1 to 1024 bytes, or None, not {value!r}.")
 
 
 def _partitioner(name: str, value: Any) -> Any:
@@ -101,6 +109,11 @@ class ProducerConfig:
     """How long the server may take to accept a connection or to answer."""
     metadata_max_age_ms: int = number(300_000, 1)
     """How often to look for partitions that were added to the topics."""
+    transactional_id: str | None = whatever(None, _transactional_id)
+    """A name for a producer that writes in transactions: of its own, and the same after a restart, because a
+    new producer with this name fences the one before.  None: no transactions."""
+    transaction_timeout_ms: int = number(60_000, 1, 900_000)
+    """How long a transaction may be open; later it cannot be committed any more."""
     key_serializer: Serializer | None = any_callable()
     """Makes the bytes of a key.  Never called with None.  None: keys are bytes."""
     value_serializer: Serializer | None = any_callable()
@@ -117,3 +130,5 @@ class ProducerConfig:
                 f"delivery_timeout_ms={self.delivery_timeout_ms} is less than "
                 f"linger_ms + request_timeout_ms, which is {least}."
             )
+        if self.transactional_id is not None and self.acks != -1:
+            raise ConfigurationError(f'A transactional_id needs acks="all": acks={self.acks} contradicts it.')

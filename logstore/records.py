@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 __all__ = [
@@ -115,7 +116,10 @@ class ConsumerGroupMetadata(NamedTuple):
     """What identifies a member of a group."""
 
     group_id: str
-    generation_id: int
+    generation_id: int = -1
     """The epoch of the group's assignment that the member knows; -1: none yet."""
-    member_id: str
-    group_instance_id: str | None
+    member_id: str = ""
+    group_instance_id: str | None = None
+    claims: Mapping[TopicPartition, tuple[int, int]] | None = None
+    """The partitions that the member owns, each with its topic's id and the claim's epoch: the fence of what
+    is committed with a producer's transaction.  None: partitions are assigned by hand."""

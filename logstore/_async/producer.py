@@ -12,6 +12,8 @@ from logstore._async.futures import BulkFuture, SendFuture, settled
 from logstore._async.lifetimes import living
 from logstore._async.sender import Sender
 from logstore._async.session import Session
+from logstore._async.transacting import Transacting
+from logstore._async.transactions import Transactions
 from logstore._core.batch import BulkBatch, Columns, Headers
 from logstore._core.bulk import Piece, check_sizes, parts, pieces
 from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
@@ -37,7 +39,7 @@ INTERRUPTED_CLOSE_S = 0.5
 """How long leaving a ``with`` block by Ctrl-C or cancellation still tries to deliver."""
 
 
-class AsyncProducer:
+class AsyncProducer(Transacting):
     """Appends records to topics, in batches that a background task sends.
 
     ::
@@ -82,6 +84,9 @@ class AsyncProducer:
         self._sender = Sender(session, config, self)
         self._accumulator = self._sender.accumulator
         self._lock = self._sender.lock
+        self._transactions = (
+            None if config.transactional_id is None else Transactions(session, config, self._sender)
+        )
         self._partitioner = as_partitioner(config.partitioner)
         self._started = False
         self._unusable: type[IllegalStateError] | None = None
@@ -235,6 +240,8 @@ class AsyncProducer:
             self._unusable = ClientClosedError
             self._accumulator.close()
         living.discard(self)
+        if self._transactions is not None:
+            await self._transactions.close()
         if self._started:
             await self._sender.close(timeout)
         else:
@@ -283,6 +290,7 @@ class AsyncProducer:
             await self._known(topic, partition, deadline)
             with self._lock:
                 self._check_usable()
+                self._check_transaction()
                 future = self._accumulator.add(topic, partition, key, value, headers, timestamp_ms, time())
                 if future is not None:
                     self._sender.work.notify_all()
@@ -304,6 +312,7 @@ class AsyncProducer:
                 assigned = pieces(part, partition, known.count, self._partitioner, known.max_record)
             with self._lock:
                 self._check_usable()
+                self._check_transaction()
                 taken = accumulator.add_pieces(known, assigned)
                 if taken is None:
                     await self._room(deadline)
@@ -334,6 +343,8 @@ class AsyncProducer:
 
     async def _room(self, deadline: float) -> None:
         """Under the lock: wait until something has left the buffer."""
+        if self._transactions is not None:
+            raise self._transactions.no_room()
         left = deadline - monotonic()
         if left <= 0:
             limits = self._accumulator.limits
@@ -346,6 +357,15 @@ class AsyncProducer:
             await self._sender.progress.wait(left)
         finally:
             self._accumulator.urgent -= 1
+
+    def _check_transaction(self) -> None:
+        """The lock must be held."""
+        if self._transactions is not None:
+            self._transactions.check_open("a record")
+
+    async def _topic(self, topic: str, partition: int | None) -> Topic:
+        check_target(topic, partition)
+        return await self._known(topic, partition, monotonic() + self._max_block_s)
 
     def _check_usable(self) -> None:
         if self._unusable is not None:

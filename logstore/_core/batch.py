@@ -71,6 +71,7 @@ class Batch:
         "done",
         "error",
         "event",
+        "held",
         "last_error",
         "lock",
         "mark",
@@ -101,6 +102,8 @@ class Batch:
         """Into how many rows it is cut, after the server found it too large."""
         self.prepared: AppendBatch | None = None
         """The row to append, encoded ahead of time."""
+        self.held = False
+        """It waits for the commit of a transaction that is still open."""
         self.done = False
         self.error: LogstoreError | None = None
         self.base_offset = -1

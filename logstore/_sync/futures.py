@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from logstore._core.batch import Batch, BulkBatch, RowBatch
 from logstore._sync.concurrency import Event, Promise
-from logstore.errors import LogstoreError, RequestTimedOutError
+from logstore.errors import IllegalStateError, LogstoreError, RequestTimedOutError
 from logstore.records import BatchMetadata, RecordMetadata
 
 __all__ = ["BulkFuture", "SendFuture"]
@@ -25,6 +25,11 @@ def settled(batch: Batch, timeout_s: float | None) -> None:
     with batch.lock:
         if batch.done:
             return
+        if batch.held:
+            raise IllegalStateError(
+                "The record's transaction is still open: nothing is sent before its commit.",
+                advice="Commit first, then ask; or use add_callback().",
+            )
         if batch.event is None:
             batch.event = Event()
         event: Event = batch.event

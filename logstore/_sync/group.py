@@ -166,7 +166,13 @@ class Group:
     def metadata(self) -> ConsumerGroupMetadata:
         with self.heart.lock:
             epoch = self._membership.epoch if self._membership.phase is Phase.MEMBER else -1
-        return ConsumerGroupMetadata(self._group_id, epoch, self._member_id, self._config.group_instance_id)
+            held = dict(self._membership.held)
+        claims = (
+            {tp: (claim.topic_id, claim.epoch) for tp, claim in held.items()} if self.subscribed else None
+        )
+        return ConsumerGroupMetadata(
+            self._group_id, epoch, self._member_id, self._config.group_instance_id, claims
+        )
 
     # -- inside poll ---------------------------------------------------------------------------------------
 

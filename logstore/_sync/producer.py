@@ -18,6 +18,8 @@ from logstore._sync.futures import BulkFuture, SendFuture, settled
 from logstore._sync.lifetimes import living
 from logstore._sync.sender import Sender
 from logstore._sync.session import Session
+from logstore._sync.transacting import Transacting
+from logstore._sync.transactions import Transactions
 from logstore.config import ProducerConfig, ProducerOptions
 from logstore.errors import (
     BufferExhaustedError,
@@ -38,7 +40,7 @@ INTERRUPTED_CLOSE_S = 0.5
 """How long leaving a ``with`` block by Ctrl-C or cancellation still tries to deliver."""
 
 
-class Producer:
+class Producer(Transacting):
     """Appends records to topics, in batches that a background task sends.
 
     ::
@@ -83,6 +85,9 @@ class Producer:
         self._sender = Sender(session, config, self)
         self._accumulator = self._sender.accumulator
         self._lock = self._sender.lock
+        self._transactions = (
+            None if config.transactional_id is None else Transactions(session, config, self._sender)
+        )
         self._partitioner = as_partitioner(config.partitioner)
         self._started = False
         self._unusable: type[IllegalStateError] | None = None
@@ -236,6 +241,8 @@ class Producer:
             self._unusable = ClientClosedError
             self._accumulator.close()
         living.discard(self)
+        if self._transactions is not None:
+            self._transactions.close()
         if self._started:
             self._sender.close(timeout)
         else:
@@ -284,6 +291,7 @@ class Producer:
             self._known(topic, partition, deadline)
             with self._lock:
                 self._check_usable()
+                self._check_transaction()
                 future = self._accumulator.add(topic, partition, key, value, headers, timestamp_ms, time())
                 if future is not None:
                     self._sender.work.notify_all()
@@ -303,6 +311,7 @@ class Producer:
                 assigned = pieces(part, partition, known.count, self._partitioner, known.max_record)
             with self._lock:
                 self._check_usable()
+                self._check_transaction()
                 taken = accumulator.add_pieces(known, assigned)
                 if taken is None:
                     self._room(deadline)
@@ -333,6 +342,8 @@ class Producer:
 
     def _room(self, deadline: float) -> None:
         """Under the lock: wait until something has left the buffer."""
+        if self._transactions is not None:
+            raise self._transactions.no_room()
         left = deadline - monotonic()
         if left <= 0:
             limits = self._accumulator.limits
@@ -345,6 +356,15 @@ class Producer:
             self._sender.progress.wait(left)
         finally:
             self._accumulator.urgent -= 1
+
+    def _check_transaction(self) -> None:
+        """The lock must be held."""
+        if self._transactions is not None:
+            self._transactions.check_open("a record")
+
+    def _topic(self, topic: str, partition: int | None) -> Topic:
+        check_target(topic, partition)
+        return self._known(topic, partition, monotonic() + self._max_block_s)
 
     def _check_usable(self) -> None:
         if self._unusable is not None:

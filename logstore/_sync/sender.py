@@ -20,6 +20,7 @@ from logstore._core.calls import TopicMetadata
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Limits
 from logstore._core.tally import Tally
+from logstore._core.transaction import HeldRecords
 from logstore._sync.concurrency import Condition, Event, Lock
 from logstore._sync.futures import SendFuture
 from logstore._sync.lane import Lane
@@ -74,7 +75,8 @@ class Sender:
         self.timeout_s = config.request_timeout_ms / 1000
         self.backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000, random)
         self.share = config.max_in_flight_requests_per_connection
-        self.accumulator: Accumulator[SendFuture] = Accumulator(
+        kind = Accumulator if config.transactional_id is None else HeldRecords
+        self.accumulator: Accumulator[SendFuture] = kind(
             Limits(
                 batch_size=config.batch_size,
                 buffer_memory=config.buffer_memory,
