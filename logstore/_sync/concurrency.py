@@ -1,15 +1,16 @@
 """What differs in behaviour between threads and asyncio; the asyncio twin is ``logstore._async.concurrency``.
 
-Waiting here is interrupted by Ctrl-C at once, and background threads are daemons: a program that ends without
+Waiting here is interrupted by Ctrl-C, and background threads are daemons: a program that ends without
 closing its client ends.
 """
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 __all__ = [
@@ -31,60 +32,120 @@ T = TypeVar("T")
 
 COLOUR: Final = "sync"
 
-Lock = threading.Lock
-"""Guards state that several threads touch."""
+Lock = threading.RLock
+"""Guards state that several threads touch.
 
+It is never taken twice, but knows its owner: after a Ctrl-C in the middle of taking it that is what tells
+whether it has to be given back.
+"""
 
-class Mutex:
-    """Guards an operation that itself waits, such as the use of a connection."""
+Mutex = threading.RLock
+"""Guards an operation that itself waits, such as the use of a connection."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+ATTENTION_S: Final = 0.2
+"""How late the main thread notices a Ctrl-C, at worst."""
 
 
 class Event:
     """Something that happens once."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_happened", "_waiters")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._happened = False
+        self._waiters: list[_thread.LockType] = []
 
     def set(self) -> None:
-        self._event.set()
+        # In this order, and the opposite one in wait(): nobody begins to wait unseen.
+        self._happened = True
+        _release(self._waiters)
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._happened
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether it happened within ``timeout_s`` seconds; None waits for ever."""
-        return self._event.wait(_bounded(timeout_s))
+        waiter = _waiter(self._waiters)
+        try:
+            return self._happened or _acquired(waiter, timeout_s) or self._happened
+        finally:
+            _forget(self._waiters, waiter)
 
 
 class Condition:
-    """A change of the state that ``lock`` guards."""
+    """A change of the state that ``lock`` guards.
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._condition = threading.Condition(lock)
+    ``threading.Condition`` leaves the lock to somebody else when Ctrl-C strikes while it takes it back.
+    """
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock: Any = lock
+        self._waiters: list[_thread.LockType] = []
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait, with the lock held, until somebody notifies; False after ``timeout_s`` seconds.
 
         The lock is free meanwhile.  As with every condition: look at the state again afterwards.
         """
-        return self._condition.wait(_bounded(timeout_s))
+        lock = self._lock
+        waiter = _waiter(self._waiters)
+        try:
+            lock.release()
+            return _acquired(waiter, timeout_s)
+        finally:
+            # Twice: one Ctrl-C, wherever it strikes, is followed by one that it does not strike.
+            try:
+                if not lock._is_owned():
+                    lock.acquire()
+            finally:
+                if not lock._is_owned():
+                    lock.acquire()
+                _forget(self._waiters, waiter)
 
     def notify_all(self) -> None:
         """Wake everybody who waits; the lock must be held."""
-        self._condition.notify_all()
+        _release(self._waiters)
+
+
+def _waiter(waiters: list[_thread.LockType]) -> _thread.LockType:
+    """A lock that is taken, and freed when somebody wakes ``waiters``."""
+    waiter = _thread.allocate_lock()
+    waiter.acquire()
+    waiters.append(waiter)
+    return waiter
+
+
+def _forget(waiters: list[_thread.LockType], waiter: _thread.LockType) -> None:
+    with suppress(ValueError):  # whoever woke it has done so
+        waiters.remove(waiter)
+
+
+def _release(waiters: list[_thread.LockType]) -> None:
+    """Wake and forget them all; several threads may do so at once."""
+    while waiters:
+        with suppress(IndexError):
+            waiter = waiters[-1]
+            with suppress(RuntimeError):
+                waiter.release()
+            _forget(waiters, waiter)
+
+
+def _acquired(lock: _thread.LockType, timeout_s: float | None) -> bool:
+    """Whether ``lock`` could be taken within ``timeout_s`` seconds.
+
+    A signal that comes between the interpreter's last look and the system call that waits does not end the
+    wait: the thread that Ctrl-C is for never waits long at a time.
+    """
+    patience = _bounded(timeout_s)
+    if threading.get_ident() != threading.main_thread().ident:
+        return lock.acquire(timeout=-1 if patience is None else patience)
+    end = None if patience is None else time.monotonic() + patience
+    while True:
+        left = ATTENTION_S if end is None else min(ATTENTION_S, end - time.monotonic())
+        if lock.acquire(timeout=max(0.0, left)):
+            return True
+        if left < ATTENTION_S:
+            return False
 
 
 class Task:
@@ -104,8 +165,13 @@ class Task:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Whether it ended within ``timeout_s`` seconds."""
-        self._thread.join(_bounded(timeout_s))
-        return not self._thread.is_alive()
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._thread.is_alive():
+            left = ATTENTION_S if end is None else min(ATTENTION_S, end - time.monotonic())
+            if left <= 0:
+                return False
+            self._thread.join(left)
+        return True
 
     def cancel(self) -> None:
         """Nothing: a thread ends by itself when it sees that its client is closed."""
@@ -120,7 +186,9 @@ def spawn(run: Callable[[], None], *, name: str) -> Task:
 
 def sleep(seconds: float) -> None:
     """Do nothing for ``seconds``."""
-    time.sleep(seconds)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, ATTENTION_S))
 
 
 def breathe() -> None:
