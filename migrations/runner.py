@@ -88,6 +88,8 @@ def downgrade(dsn: str, schema: str, revision: str) -> None:
 
     All or nothing.  The functions go in any case: the release that ``revision`` belongs to brings its own
     with its own upgrade.
+
+    Raises :class:`~logstore.errors.SchemaError` when records are staged that ``revision`` could not keep.
     """
     from logstore.migrations import revisions
 
@@ -96,11 +98,25 @@ def downgrade(dsn: str, schema: str, revision: str) -> None:
         if _status(raw, schema).current is None:
             return
         _search(raw, schema)
+        if revision != "base" and raw.execute("SELECT to_regclass('outbox') IS NOT NULL").fetchone() == (
+            True,
+        ):
+            _refuse_to_lose_what_is_staged(raw)
         _run_script(raw, objects.uninstall_text())
         steps.downgrade(revision)
         if revision == "base":
             for name in (objects.topics_schema(schema), schema):
                 raw.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+def _refuse_to_lose_what_is_staged(raw: Raw) -> None:
+    row = raw.execute("SELECT count(*) FROM outbox").fetchone()
+    if row and row[0]:
+        raise errors.SchemaError(
+            f"{row[0]} records are committed and not in the log yet.",
+            advice="Call drain() until it answers 0, then downgrade.",
+            details={"records": row[0]},
+        )
 
 
 def status(dsn: str, schema: str = "logstore") -> SchemaStatus:

@@ -40,25 +40,21 @@ create or replace function partition_for(key bytea, partitions int4) returns int
 language sql immutable strict set search_path from current
 return (key_crc32(key) % partitions)::int4;
 
--- Locks, reads and writes as append() does; returns the partition: "partition", else the one that key belongs
--- to, else one at random. The record has the transaction's durability and is visible when it commits; until
--- then the partition waits. Errors are append()'s.
+-- Reads and writes as stage() does, returns the partition: "partition", else the one that key belongs to,
+-- else one at random. Takes no lock that anybody waits for. The record gets into the log when the transaction
+-- has committed, by whoever calls drain(). Errors are stage()'s, and LS010: headers of another shape.
 create or replace function produce(
     topic text, key bytea, value bytea,
     headers jsonb default null, "partition" int4 default null) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
-    id constant int4 := topic_id_of(topic);
-    partitions constant int4 := (select t.partitions from topic t where t.topic_id = id);
-    chosen constant int4 :=
-        coalesce("partition", partition_for(key, partitions), floor(random() * partitions)::int4);
-    h constant record := header_arrays(headers);
+    h record;
 begin
-    perform append(id, chosen, 1, floor(extract(epoch from clock_timestamp()) * 1000)::int8, null,
-        case when key is not null then array[key] end, case when value is not null then array[value] end,
-        case when h.header_keys is not null then array_fill(1, array[cardinality(h.header_keys)]) end,
-        h.header_keys, h.header_values, null);
-    return chosen;
+    if headers is null then
+        return stage(topic, "partition", key, value, null, null, null);
+    end if;
+    h := header_arrays(headers);
+    return stage(topic, "partition", key, value, h.header_keys, h.header_values, null);
 end
 $$;
 

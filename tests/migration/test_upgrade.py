@@ -79,6 +79,9 @@ def test_down_and_up_again_keeps_every_object(empty: str) -> None:
     before = look(empty)
     if migrations.REQUIRED_REVISION > "0001":
         run(empty, "SELECT logstore.create_topic('t', 1), logstore.produce('t', 'k', 'v')")
+        with pytest.raises(errors.SchemaError, match="1 records are committed"):
+            migrations.downgrade(empty, "logstore", "0001")
+        run(empty, "SELECT logstore.drain()")
         migrations.downgrade(empty, "logstore", "0001")
         status = migrations.status(empty)
         assert (status.current, status.functions_current) == ("0001", False)
@@ -132,6 +135,8 @@ def test_two_logs_in_one_database_know_nothing_of_each_other(empty: str) -> None
     run(empty, "SELECT logstore.create_topic('t', 1)")
     run(empty, "SELECT \"second log\".create_topic('t', 5)")
     run(empty, "SELECT \"second log\".produce('t', 'k', 'v')")
+    run(empty, "SELECT logstore.drain()")
+    run(empty, 'SELECT "second log".drain()')
     assert run(empty, "SELECT count(*) FROM logstore.records") == [(0,)]
     assert run(empty, 'SELECT count(*) FROM "second log_topics".t') == [(1,)]
     with psycopg.connect(empty, autocommit=True) as waiter, psycopg.connect(empty, autocommit=True) as waker:
@@ -197,6 +202,7 @@ def test_who_may_not_create_schemas_can_be_given_two(empty: str, guest: str) -> 
         do(empty, f"CREATE SCHEMA {schema} AUTHORIZATION logstore_test_guest")
     migrations.upgrade(guest)
     assert run(guest, "SELECT logstore.create_topic('t', 1), logstore.produce('t', 'k', 'v')") == [(1, 0)]
+    run(guest, "SELECT logstore.drain()")
     assert run(guest, "SELECT value_text FROM logstore_topics.t") == [("v",)]
     run(guest, "SELECT logstore.delete_topic('t')")
     assert reclaim.run_once(guest).dropped == (1,)

@@ -12,6 +12,12 @@ import pytest
 from tests.support.sqllog import Connect, Session, refused, rows, value
 
 
+def drained(session: Session) -> int:
+    """How many records are in the log now that were not."""
+    count: int = value(session, "SELECT records FROM drain()")
+    return count
+
+
 @pytest.fixture
 def topic(session: Session) -> int:
     created: int = value(session, "SELECT create_topic('t', 7)")
@@ -28,6 +34,7 @@ def test_a_key_is_where_the_clients_put_it(session: Session, topic: int) -> None
         keys,
     )
     assert [(key, zlib.crc32(key), zlib.crc32(key) % 7) for key in keys] == answers
+    assert drained(session) == len(keys)
     assert {(key, partition) for key, _, partition in answers} == set(
         rows(session, "SELECT key, partition FROM records")
     )
@@ -64,6 +71,7 @@ CONTENTS = [
 def test_text_json_and_bytes(session: Session, topic: int) -> None:
     for call, _, _ in CONTENTS:
         value(session, f"SELECT produce('t', {call}, partition => 0)")
+    assert drained(session) == len(CONTENTS)
     assert rows(session, 'SELECT key, value FROM records ORDER BY "offset"') == [
         (key, stored) for _, key, stored in CONTENTS
     ]
@@ -98,6 +106,7 @@ def test_headers_keep_order_repeats_and_bytes(session: Session, topic: int) -> N
     for given, _ in HEADERS:
         headers = None if given is None else json.dumps(given)
         value(session, "SELECT produce('t', 'k', 'v', %s::jsonb)", headers)
+    assert drained(session) == len(HEADERS)
     assert rows(session, 'SELECT headers FROM records ORDER BY "offset"') == [(back,) for _, back in HEADERS]
 
 
@@ -119,7 +128,7 @@ def test_headers_of_another_shape(session: Session, topic: int) -> None:
     for shape in MISSHAPEN:
         error = refused(session, "SELECT produce('t', 'k', 'v', %s::jsonb)", shape)
         assert error.sqlstate == "LS010", shape
-    assert rows(session, "SELECT FROM records") == []
+    assert drained(session) == 0
 
 
 def test_it_is_part_of_the_transaction(connect: Connect, session: Session, topic: int) -> None:
@@ -128,6 +137,6 @@ def test_it_is_part_of_the_transaction(connect: Connect, session: Session, topic
     writer.execute("SET LOCAL synchronous_commit = remote_apply")
     writer.execute("SELECT produce('t', 'k', 'v')")
     assert value(writer, "SHOW synchronous_commit") == "remote_apply"
-    assert value(session, "SELECT count(*) FROM records") == 0
+    assert drained(session) == 0
     writer.execute("ROLLBACK")
-    assert value(session, "SELECT count(*) FROM records") == 0
+    assert drained(session) == 0

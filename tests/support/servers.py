@@ -32,6 +32,7 @@ SETTINGS: Final = {
     "shared_buffers": "128MB",
     "max_wal_size": "512MB",
     "min_wal_size": "80MB",
+    "max_prepared_transactions": "8",
 }
 YOUNG_S: Final = 600
 """A directory changed so recently may be about to get its server."""
