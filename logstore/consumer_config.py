@@ -93,7 +93,8 @@ class ConsumerConfig:
     delivery: str = one_of("at_least_once", "at_least_once", "at_most_once", "exactly_once")
     """With a group, what a crash does.  "at_least_once": what was handed out is committed by a later poll,
     so it may come again.  "at_most_once": offsets are committed before records are handed out, so records
-    may be missing, and none comes twice."""
+    may be missing, and none comes twice.  "exactly_once": records are handed out in transactions only, with
+    ``transaction`` or ``run``, which commit the offsets with what the program writes."""
     enable_auto_commit: bool = whatever(True, _switch)
     """With a group: poll commits what the polls before it handed out, every ``auto_commit_interval_ms``, and
     so do losing a partition and close.  False: only ``commit`` does."""
@@ -142,10 +143,9 @@ class ConsumerConfig:
             )
         if self.group_id is None and self.group_instance_id is not None:
             raise ConfigurationError("group_instance_id needs a group_id.")
-        if self.delivery == "exactly_once":
+        if self.delivery == "exactly_once" and self.group_id is None:
             raise ConfigurationError(
-                'delivery="exactly_once" is not there yet.',
-                advice='Use "at_least_once", and make the effect of a record the same when it comes twice.',
+                'delivery="exactly_once" moves the offsets of a group: it needs a group_id.'
             )
         if self.delivery == "at_most_once" and (self.group_id is None or not self.enable_auto_commit):
             raise ConfigurationError(

@@ -1,8 +1,7 @@
 """Write ``logstore/_sync`` from ``logstore/_async``: ``python tools/unasync.py`` (``--check``: only compare).
 
-Every module but the hand-written twins (``driver.py``, ``concurrency.py`` and ``apart.py``) is rewritten word
-by word with the table below, then formatted.  A rule that nothing uses is an error, so that the table
-cannot rot.
+Every module but the hand-written twins (:data:`BY_HAND`) is rewritten word by word with the table below,
+then formatted.  A rule that nothing uses is an error, so that the table cannot rot.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "logstore" / "_async"
 TARGET = ROOT / "logstore" / "_sync"
-BY_HAND = {"__init__.py", "apart.py", "concurrency.py", "driver.py"}
+BY_HAND = {"__init__.py", "apart.py", "concurrency.py", "driver.py", "lent.py"}
 
 RULES: list[tuple[str, str]] = [
     (r"\basync (def|with|for)\b", r"\1"),

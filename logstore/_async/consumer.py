@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from logstore._async.committing import Committing
 from logstore._async.concurrency import Lock, breathe, start_at_once
 from logstore._async.fetcher import Fetcher
 from logstore._async.group import Group, waiting_in
+from logstore._async.processing import Processing
 from logstore._async.session import Session
 from logstore._core.calls import EARLIEST, LATEST, ListedOffset
 from logstore._core.fetched import Deserializers
@@ -44,7 +44,7 @@ __all__ = ["AsyncConsumer"]
 T = TypeVar("T")
 
 
-class AsyncConsumer(Committing):
+class AsyncConsumer(Processing):
     """Reads records from topics.
 
     ::
@@ -145,6 +145,7 @@ class AsyncConsumer(Committing):
                     await self._group.close()
             finally:
                 await self._fetcher.stop()
+                await self._close_link()
                 await self._session.close()
 
     async def __aenter__(self) -> Self:

@@ -245,6 +245,10 @@ class HeldRecords(Accumulator[F]):
     def idle(self) -> bool:
         return True
 
+    def _fail_all(self, queue: PartitionQueue, error: LogstoreError) -> list[Batch]:
+        # The topic is gone, or smaller.  A transaction does not lose a part of itself: its commit will fail.
+        return []
+
     def _open(self, queue: PartitionQueue, batch: B) -> B:
         batch.held = True
         return super()._open(queue, batch)

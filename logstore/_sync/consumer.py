@@ -16,10 +16,10 @@ from logstore._core.listener import ConsumerRebalanceListener
 from logstore._core.reset import ResetPolicy
 from logstore._core.subscription import Subscription
 from logstore._core.topic_name import check_topic_name
-from logstore._sync.committing import Committing
 from logstore._sync.concurrency import Lock, breathe, start_at_once
 from logstore._sync.fetcher import Fetcher
 from logstore._sync.group import Group, waiting_in
+from logstore._sync.processing import Processing
 from logstore._sync.session import Session
 from logstore.consumer_config import ConsumerConfig, ConsumerOptions
 from logstore.errors import (
@@ -45,7 +45,7 @@ __all__ = ["Consumer"]
 T = TypeVar("T")
 
 
-class Consumer(Committing):
+class Consumer(Processing):
     """Reads records from topics.
 
     ::
@@ -146,6 +146,7 @@ class Consumer(Committing):
                     self._group.close()
             finally:
                 self._fetcher.stop()
+                self._close_link()
                 self._session.close()
 
     def __enter__(self) -> Self:

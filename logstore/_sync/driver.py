@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg import waiting
 from psycopg.abc import PQGen
-from psycopg.adapt import AdaptersMap, Dumper
+from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, Format, TransactionStatus
 from psycopg.waiting import Wait
@@ -54,15 +54,13 @@ class _IntDumper(Dumper):
         return b"%d" % obj
 
 
-def _adapters() -> AdaptersMap:
-    adapters = AdaptersMap(psycopg.adapters)
+def _own_cursor(raw: psycopg.Connection[Any]) -> psycopg.RawCursor[tuple[Any, ...]]:
+    # On the cursor alone: the program may get to work on the connection, with adapters as it knows them.
+    cursor = psycopg.RawCursor(raw)
     for kind in ARRAYS:
-        adapters.register_dumper(kind, _ArrayDumper)
-    adapters.register_dumper(int, _IntDumper)
-    return adapters
-
-
-_ADAPTERS = _adapters()
+        cursor.adapters.register_dumper(kind, _ArrayDumper)
+    cursor.adapters.register_dumper(int, _IntDumper)
+    return cursor
 
 
 class _Raw(psycopg.Connection[tuple[Any, ...]]):
@@ -166,7 +164,7 @@ class Connection:
 
     def __init__(self, raw: _Raw, dsn_for_display: str) -> None:
         self._raw = raw
-        self._cursor = psycopg.RawCursor(raw)
+        self._cursor = _own_cursor(raw)
         self._in_transaction = False
         self._doubtful: str | None = None
         self._payloads: deque[str] = deque(maxlen=1000)  # nobody may be waiting for them
@@ -204,7 +202,6 @@ class Connection:
             raw = _Raw.connect(
                 make_conninfo("", **parameters),
                 autocommit=True,
-                context=_ADAPTERS,
                 prepare_threshold=None,
             )
         except psycopg.Error as error:

@@ -63,7 +63,14 @@ class Group:
         self._lock = lock
         self._listener: ConsumerRebalanceListener | None = None
         self.at_most_once = config.delivery == "at_most_once"
-        self._auto_commit = config.enable_auto_commit
+        self.exactly_once = config.delivery == "exactly_once"
+        self.transactional = self.exactly_once
+        """Offsets are committed by transactions, and not automatically besides."""
+        self.turn: str | None = None
+        """What the consumer is in the middle of, and why nothing else may be read or committed."""
+        self.reading = False
+        """A transaction reads its records."""
+        self._enable_auto_commit = config.enable_auto_commit
         self.stirred = False
         """:meth:`attend` has something to do."""
         self.subscribed = False
@@ -163,6 +170,22 @@ class Group:
             self.heart.nudge()
 
     @property
+    def _auto_commit(self) -> bool:
+        return self._enable_auto_commit and not self.transactional
+
+    def check_turn(self) -> None:
+        """Raises when reading and committing is a transaction's business."""
+        if self.turn is not None:
+            raise IllegalStateError(
+                self.turn, advice="Reading and committing are up to `with consumer.transaction() as tx:`."
+            )
+        if self.exactly_once and not self.reading:
+            raise IllegalStateError(
+                'delivery="exactly_once" hands out records, and commits, in transactions only.',
+                advice="Use `with consumer.transaction() as tx:`, or consumer.run(handler).",
+            )
+
+    @property
     def metadata(self) -> ConsumerGroupMetadata:
         with self.heart.lock:
             epoch = self._membership.epoch if self._membership.phase is Phase.MEMBER else -1
@@ -192,6 +215,7 @@ class Group:
         """
         if self._attending:
             raise IllegalStateError("A rebalance listener cannot poll.")
+        self.check_turn()
         now = time.monotonic()
         with self.heart.lock:
             expelled = self._membership.phase is Phase.EXPELLED
@@ -280,7 +304,7 @@ class Group:
         for tp, offset in committed.items():
             if offset is not None:
                 self._committed[tp] = offset
-            elif self._auto_commit:
+            elif self._auto_commit or self.transactional:
                 self._unanchored.add(tp)
 
     def _look_committed_up(self) -> None:
@@ -334,16 +358,18 @@ class Group:
         OffsetMetadataTooLargeError, UnknownTopicOrPartitionError, FencedInstanceIdError; then nothing is
         committed.
         """
+        self.check_turn()
         wanted = self._positions() if offsets is None else dict(offsets)
         if wanted:
-            self._fetcher.ask(self._commit_call(wanted, self._topic_ids(wanted)))
-            self._remember(wanted)
+            self._fetcher.ask(self._commit_call(wanted, self.topic_ids(wanted)))
+            self.remember(wanted)
 
     def post_commit(self, offsets: Offsets | None, callback: CommitCallback | None) -> None:
         """Commit without waiting; ``callback`` is called by a later :meth:`attend`, or :meth:`close`."""
+        self.check_turn()
         wanted = self._positions() if offsets is None else dict(offsets)
         if wanted:
-            call = self._commit_call(wanted, self._topic_ids(wanted))
+            call = self._commit_call(wanted, self.topic_ids(wanted))
             self._posted.append((self._fetcher.post(call), wanted, callback))
 
     def committed(
@@ -351,7 +377,7 @@ class Group:
     ) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """The committed offset of each partition; None where there is none."""
         wanted = list(partitions)
-        ids = self._topic_ids(wanted)
+        ids = self.topic_ids(wanted)
         call = self._calls.committed_offsets(self._group_id, [(ids[tp.topic], tp.partition) for tp in wanted])
         found = {
             TopicPartition(row.topic, row.partition): OffsetAndMetadata(
@@ -409,9 +435,9 @@ class Group:
         if not wanted:
             return
         try:
-            call = self._commit_call(wanted, self._topic_ids(wanted))
+            call = self._commit_call(wanted, self.topic_ids(wanted))
             self._fetcher.ask(call, timeout_s)
-            self._remember(wanted)
+            self.remember(wanted)
         except LogstoreError as error:
             _log.warning("Group %s: offsets were not committed: %s", self._group_id, error)
 
@@ -420,7 +446,8 @@ class Group:
             positions = self._subscription.positions()
         return {tp: OffsetAndMetadata(offset) for tp, offset in positions.items()}
 
-    def _remember(self, offsets: Offsets) -> None:
+    def remember(self, offsets: Offsets) -> None:
+        """These have been committed."""
         with self._lock:
             assigned = self._subscription.assignment
         for tp, committed in offsets.items():
@@ -452,7 +479,7 @@ class Group:
         member_id = self._member_id if self.subscribed else None
         return self._calls.commit_offsets(self._group_id, member_id, self._config.group_instance_id, commits)
 
-    def _topic_ids(self, partitions: Iterable[TopicPartition]) -> dict[str, int]:
+    def topic_ids(self, partitions: Iterable[TopicPartition]) -> dict[str, int]:
         """The ids of the topics of ``partitions``; raises UnknownTopicOrPartitionError."""
         names = {tp.topic for tp in partitions}
         with self.heart.lock:
@@ -471,7 +498,7 @@ class Group:
         while self._posted and self._posted[0][0].done:
             question, offsets, callback = self._posted.pop(0)
             if question.error is None:
-                self._remember(offsets)
+                self.remember(offsets)
             if callback is not None:
                 callback(offsets, question.error)
 
