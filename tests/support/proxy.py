@@ -5,16 +5,30 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterator
+from enum import Enum
 from types import TracebackType
 from typing import Final, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ["Proxy", "silent_server"]
+__all__ = ["Fault", "Proxy", "silent_server"]
 
 CHUNK: Final = 1 << 16
+
+
+class Fault(Enum):
+    """What becomes of one request and its answer; the connection is of no use afterwards."""
+
+    REQUEST = "the request is lost"
+    HALF_REQUEST = "the server gets half of the request"
+    ANSWER = "the request is carried out, the answer is lost"
+    HALF_ANSWER = "the client gets half of the answer"
+    HALF_CLOSE = "the client gets half of the answer, and its end of the connection stays open"
+    RESET = "the request is carried out, the client gets a reset"
+    SILENCE = "the request is carried out, and nothing is heard any more, though nothing is closed"
 
 
 class Proxy:
@@ -32,8 +46,9 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._refusing = False
         self._cut_before_answer_to: bytes | None = None
+        self._strikes: list[tuple[Fault, bytes]] = []
         self.cuts = 0
-        """How many answers were withheld."""
+        """How many answers were withheld, and requests lost."""
         self._closed = False
         self._flowing = threading.Event()
         self._flowing.set()
@@ -46,6 +61,18 @@ class Proxy:
         """
         with self._lock:
             self._cut_before_answer_to = text
+
+    def lose_once(self, text: bytes) -> None:
+        """The next time that a client sends ``text``, close instead of passing it on."""
+        self.strike(Fault.REQUEST, text)
+
+    def strike(self, fault: Fault, text: bytes = b"") -> None:
+        """Let ``fault`` befall the next request with ``text`` in it, once; several strikes queue up.
+
+        The first message of a connection, and so its establishment, has ``user`` in it.
+        """
+        with self._lock:
+            self._strikes.append((fault, text))
 
     def refuse(self, refusing: bool = True) -> None:
         """Drop all connections and accept no more, until told otherwise."""
@@ -83,11 +110,11 @@ class Proxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        if self._host.startswith("/"):
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(f"{self._host}/.s.PGSQL.{self._port}")
-        else:
-            server = socket.create_connection((self._host, self._port))
+        try:
+            server = self._connect()
+        except OSError:  # it is down, or just coming up
+            client.close()
+            return
         with self._lock:
             self._pairs.append((client, server))
         with client, server, contextlib.suppress(OSError), selectors.DefaultSelector() as ready:
@@ -97,8 +124,20 @@ class Proxy:
         with self._lock:
             self._pairs.remove((client, server))
 
+    def _connect(self) -> socket.socket:
+        if not self._host.startswith("/"):
+            return socket.create_connection((self._host, self._port))
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(f"{self._host}/.s.PGSQL.{self._port}")
+        except OSError:
+            server.close()
+            raise
+        return server
+
     def _pass(self, ready: selectors.BaseSelector, client: socket.socket) -> None:
         armed = False
+        fault: Fault | None = None
         while True:
             for key, _ in ready.select():
                 source = key.fileobj
@@ -111,11 +150,28 @@ class Proxy:
                     text = self._cut_before_answer_to
                 if source is client:
                     armed = armed or (text is not None and text in data)
+                    fault = fault or self._struck(data)
+                    if fault in (Fault.REQUEST, Fault.HALF_REQUEST):
+                        if fault is Fault.HALF_REQUEST:
+                            key.data.sendall(data[: len(data) // 2])
+                        return
+                elif fault is not None:
+                    _spoil(fault, client, data)
+                    return
                 elif armed and text is not None:
                     with self._lock:
                         self.cuts += 1
                     return
                 key.data.sendall(data)
+
+    def _struck(self, data: bytes) -> Fault | None:
+        with self._lock:
+            for strike in self._strikes:
+                if strike[1] in data:
+                    self._strikes.remove(strike)
+                    self.cuts += 1
+                    return strike[0]
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +180,19 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _spoil(fault: Fault, client: socket.socket, answer: bytes) -> None:
+    """The server has answered: what the client notices of it, until it has had enough."""
+    if fault in (Fault.HALF_ANSWER, Fault.HALF_CLOSE):
+        client.sendall(answer[: len(answer) // 2])
+    if fault is Fault.RESET:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if fault is Fault.HALF_CLOSE:
+        client.shutdown(socket.SHUT_WR)
+    if fault in (Fault.HALF_CLOSE, Fault.SILENCE):
+        while client.recv(CHUNK):
+            pass
 
 
 def _drop(*sockets: socket.socket) -> None:
