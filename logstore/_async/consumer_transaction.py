@@ -196,6 +196,7 @@ class ConsumerTransaction:
                 await self._not_committed(link, error)
                 raise
             await self._find_out(error)
+            return
         except LogstoreError as error:
             await self._not_committed(link, error)
             if error.details.get("sqlstate") == _FAILED_STATEMENT:

@@ -195,6 +195,7 @@ class ConsumerTransaction:
                 self._not_committed(link, error)
                 raise
             self._find_out(error)
+            return
         except LogstoreError as error:
             self._not_committed(link, error)
             if error.details.get("sqlstate") == _FAILED_STATEMENT:

@@ -381,7 +381,7 @@ def test_enforced_rebalance_moves_nothing_that_is_even(member: Callable[..., Any
 @pytest.mark.parametrize(
     "options",
     [
-        {"delivery": "exactly_once"},
+        {"delivery": "exactly_once", "group_id": None},
         {"delivery": "at_most_once", "group_id": None},
         {"delivery": "at_most_once", "enable_auto_commit": False},
         {"group_instance_id": "one", "group_id": None},
