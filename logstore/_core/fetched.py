@@ -175,10 +175,14 @@ class HandedOut:
     is left.
     """
 
-    __slots__ = ("_next_offset", "_records", "iterator", "tp")
+    __slots__ = ("_epoch", "_next_offset", "_records", "iterator", "tp")
 
-    def __init__(self, tp: TopicPartition, records: list[ConsumerRecord], next_offset: int) -> None:
+    def __init__(
+        self, tp: TopicPartition, records: list[ConsumerRecord], next_offset: int, epoch: int | None = None
+    ) -> None:
+        """``epoch``: the leader epoch of what was handed out before these."""
         self.tp = tp
+        self._epoch = epoch
         self.iterator: Iterator[ConsumerRecord] = iter(records)
         self._records = records
         self._next_offset = next_offset
@@ -191,6 +195,12 @@ class HandedOut:
     def next_offset(self) -> int:
         left = self.left
         return self._records[-left].offset if left else self._next_offset
+
+    @property
+    def epoch(self) -> int | None:
+        """The leader epoch of the record that the iteration came to last."""
+        come_to = len(self._records) - self.left
+        return self._records[come_to - 1].leader_epoch if come_to else self._epoch
 
     def take_back(self) -> DecodedBatch | None:
         """Ends the iteration; what it had not come to yet, if anything."""

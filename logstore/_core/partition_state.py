@@ -21,6 +21,7 @@ class PartitionState:
     __slots__ = (
         "awaiting",
         "batches",
+        "epoch",
         "error",
         "fetch_offset",
         "fetches",
@@ -50,6 +51,8 @@ class PartitionState:
         self.batches: deque[FetchedBatch | DecodedBatch] = deque()
         self.fetches: deque[int] = deque()
         """For each fetch that ``batches`` came from, the offset at which it ends."""
+        self.epoch: int | None = None
+        """The leader epoch of the record before the position; None: nothing was handed out from here."""
         self.paused = False
         self.ready = False
         """It is in the queue of those that have records."""
@@ -76,6 +79,7 @@ class PartitionState:
         self.error = None
         self.told = False
         self.awaiting = False
+        self.epoch = None
         self.fetch_offset = offset
         self.reset = reset
         return dropped

@@ -27,7 +27,7 @@ from logstore.errors import (
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
-from logstore.records import ConsumerRecord, TopicPartition
+from logstore.records import ConsumerRecord, OffsetAndMetadata, TopicPartition
 
 __all__ = ["FetchRequest", "OffsetsRequest", "Subscription"]
 
@@ -192,6 +192,19 @@ class Subscription:
         """The positions that are known."""
         known = ((tp, self.position(tp)) for tp in self._states)
         return {tp: offset for tp, offset in known if offset is not None}
+
+    def committable(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The positions that are known, each with the leader epoch of the record before it."""
+        return {
+            tp: OffsetAndMetadata(offset, leader_epoch=self._epoch(tp))
+            for tp, offset in self.positions().items()
+        }
+
+    def _epoch(self, tp: TopicPartition) -> int | None:
+        handed_out = self._handed_out
+        if handed_out is not None and handed_out.tp == tp:
+            return handed_out.epoch
+        return self._states[tp].epoch
 
     @property
     def progress(self) -> object:
@@ -451,10 +464,11 @@ class Subscription:
         """
         self._take_back()
         for state in self._turns():
+            epoch = state.epoch
             records = self._take_from(state, count)
             position = state.position
             if records and position is not None:
-                self._handed_out = HandedOut(state.tp, records, position)
+                self._handed_out = HandedOut(state.tp, records, position, epoch)
                 return self._handed_out.iterator
         return None
 
@@ -487,6 +501,7 @@ class Subscription:
                         break  # raised by the next call, when nothing comes before it
                     raise
                 records = records + taken if records else taken
+                state.epoch = taken[-1].leader_epoch if taken else state.epoch
                 if not batch.remaining:
                     batches.popleft()
                     self._used_up(state, batch)
@@ -512,9 +527,11 @@ class Subscription:
 
     def _take_back(self) -> None:
         handed_out, self._handed_out = self._handed_out, None
+        epoch = handed_out.epoch if handed_out is not None else None
         rest = handed_out.take_back() if handed_out is not None else None
         state = self._states.get(rest.tp) if rest is not None else None
-        if rest is not None and state is not None:
+        if handed_out is not None and rest is not None and state is not None:
+            state.epoch = epoch
             state.batches.appendleft(rest)
             self._enqueue(state)
 

@@ -140,15 +140,15 @@ class Group:
         it is waited for.
         """
         with self._lock:
-            positions = self._subscription.positions()
+            positions = self._subscription.committable()
         with self.heart.lock:
             held = dict(self._membership.held)
         if held and self._listener is not None:
             settle_soon(self._listener.on_partitions_revoked(list(held)))
         wanted = {
-            tp: OffsetAndMetadata(offset)
-            for tp, offset in positions.items()
-            if tp in held and self._committed.get(tp) != offset
+            tp: position
+            for tp, position in positions.items()
+            if tp in held and self._committed.get(tp) != position.offset
         }
         commits = self._auto_commit and not self.at_most_once and bool(wanted)
         call = self._commit_call(wanted, {tp.topic: held[tp].topic_id for tp in wanted}) if commits else None
@@ -325,7 +325,7 @@ class Group:
         """
         with self._lock:
             self._unanchored &= self._subscription.assignment
-            positions = self._subscription.positions() if self._unanchored else {}
+            positions = self._subscription.committable() if self._unanchored else {}
             found = {tp: positions[tp] for tp in self._unanchored if tp in positions}
         if found:
             self._unanchored.difference_update(found)
@@ -333,7 +333,10 @@ class Group:
 
     def before_handing_out(self, records: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> bool:
         """At most once: commit ``records``; False: they are somebody else's by now."""
-        offsets = {tp: OffsetAndMetadata(each[-1].offset + 1) for tp, each in records.items()}
+        offsets = {
+            tp: OffsetAndMetadata(each[-1].offset + 1, leader_epoch=each[-1].leader_epoch)
+            for tp, each in records.items()
+        }
         try:
             self.commit(offsets)
         except BaseException as error:
@@ -416,22 +419,16 @@ class Group:
                     self._membership.fall_silent(time.monotonic())
             self.heart.stop(CLOSE_S)
 
-    def _commit_quietly(
-        self, positions: Mapping[TopicPartition, int] | None = None, timeout_s: float | None = None
-    ) -> None:
+    def _commit_quietly(self, positions: Offsets | None = None, timeout_s: float | None = None) -> None:
         """Commit what has changed; what goes wrong is logged, and tried again with the next commit."""
         self._commit_due = time.monotonic() + self._config.auto_commit_interval_ms / 1000
         if positions is None:
             with self._lock:
-                known = self._subscription.positions()
-            positions = {tp: offset for tp, offset in known.items() if self._committed.get(tp) != offset}
+                known = self._subscription.committable()
+            positions = {tp: each for tp, each in known.items() if self._committed.get(tp) != each.offset}
         with self.heart.lock:
             held = self._membership.held
-            wanted = {
-                tp: OffsetAndMetadata(offset)
-                for tp, offset in positions.items()
-                if not self.subscribed or tp in held
-            }
+            wanted = {tp: each for tp, each in positions.items() if not self.subscribed or tp in held}
         if not wanted:
             return
         try:
@@ -443,8 +440,7 @@ class Group:
 
     def _positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
         with self._lock:
-            positions = self._subscription.positions()
-        return {tp: OffsetAndMetadata(offset) for tp, offset in positions.items()}
+            return self._subscription.committable()
 
     def remember(self, offsets: Offsets) -> None:
         """These have been committed."""

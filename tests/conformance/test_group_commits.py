@@ -179,6 +179,27 @@ def test_committing_offsets_with_metadata(member: Callable[..., Any], log: Appen
     assert consumer.committed(TP) == 1
 
 
+def test_positions_are_committed_with_the_epoch_of_the_record_before_them(
+    member: Callable[..., Any], log: Appender, raw: Any
+) -> None:
+    raw.execute("UPDATE logstore.topic_partition SET leader_epoch = 3 WHERE partition = 0")
+    log.append("t", values(2), 0)
+    with member("t", enable_auto_commit=False, max_poll_records=20) as consumer:
+
+        def epoch() -> tuple[int, int | None]:
+            consumer.commit()
+            at = consumer.committed_offsets([TP])[TP]
+            return at.offset, at.leader_epoch
+
+        assert len(polled(consumer, 20)) == 20
+        assert epoch() == (20, 0)
+        records = iter(consumer)
+        next(records)
+        assert epoch() == (21, 3)  # in the middle of what the iteration has
+        consumer.seek(TP, 5)
+        assert epoch() == (5, None)
+
+
 def test_committing_without_waiting(member: Callable[..., Any], log: Appender, raw: Any) -> None:
     consumer = member("t", enable_auto_commit=False)
     polled(consumer)
