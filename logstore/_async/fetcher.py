@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import random
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,7 @@ from logstore._async.waiting import Waiting
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, TopicMetadata
-from logstore._core.pace import Way
+from logstore._core.pace import LONGEST_S, Way
 from logstore._core.subscription import Subscription
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
@@ -253,6 +253,8 @@ class Fetcher:
             connection, self._connection = self._connection, None
             self.changed.notify_all()
         if connection is not None:
+            if self._waiting is not None:
+                await self._waiting.outbox.leave()
             await connection.close()
 
     async def _turn(self) -> None:
@@ -373,14 +375,37 @@ class Fetcher:
         if found:
             self._waiting.pace.found(now)
             if behind:
+                if self._waiting.outbox.seated and await self._waiting.drain_is_due():
+                    await self._waiting.outbox.look()
                 return
         # Whoever has appended since that look wakes us, if we had announced ourselves before it.
         pause = self._waiting.pace.pause(now, now - began)
         if pause.way is Way.PAUSE:
             await self._waiting.not_waiting()
-            await self._pause(pause.seconds)
+            await self._pause_and_drain(pause.seconds, request.topic_ids)
         elif not await self._waiting.announced(request.topic_ids):
-            await self._sleep(pause.seconds)
+            await self._sleep_and_drain(pause.seconds, request.topic_ids)
+
+    async def _sleep_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
+        assert self._waiting is not None
+        outbox = self._waiting.outbox
+        if outbox.due_in(time.monotonic()) <= 0 and await self._drained(topic_ids):
+            return
+        # Fetching and draining take turns, so that both together are less than one query a second.
+        if await self._sleep(seconds) and (outbox.seated or not await self._drained(topic_ids)):
+            await self._sleep(seconds)
+
+    async def _pause_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
+        assert self._waiting is not None
+        if await self._waiting.drain_is_due() and await self._drained(topic_ids):
+            return
+        if await self._pause(seconds) and seconds >= LONGEST_S and not await self._drained(topic_ids):
+            await self._pause(seconds)
+
+    async def _drained(self, topic_ids: Sequence[int]) -> bool:
+        """Drain what transactions have staged; whether some of it was for us."""
+        assert self._waiting is not None
+        return not set(topic_ids).isdisjoint(await self._waiting.outbox.look())
 
     def _is_caught_up(self, now: bool) -> None:
         if now != self.caught_up:
@@ -400,24 +425,27 @@ class Fetcher:
             while not self.closing and (left := until - time.monotonic()) > 0:
                 await self._work.wait(left)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> bool:
+        """Wait for the user's side; whether it did not come."""
         with self._lock:
-            if not self._attention and not self.closing:
-                await self._work.wait(seconds)
+            return not self._disturbed() and not await self._work.wait(seconds)
 
-    async def _sleep(self, seconds: float) -> None:
-        """Wait to be woken by the server, or by the user's side."""
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait to be woken by the server, or by the user's side; whether neither did."""
         assert self._connection is not None
         assert self._waiting is not None
         with self._lock:
-            if self._attention or self.closing:
-                return
+            if self._disturbed():
+                return False
             self._sleeping = True
         try:
-            await self._waiting.sleep(seconds)
+            return await self._waiting.attend(seconds, self._disturbed)
         finally:
             with self._lock:
                 self._sleeping = False
+
+    def _disturbed(self) -> bool:
+        return self._attention or self.closing
 
     async def _park(self) -> None:
         assert self._waiting is not None
@@ -428,9 +456,15 @@ class Fetcher:
             self.parked = True
             self._is_caught_up(True)
             due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
-            await self._work.wait(min(IDLE_S, due))
+            if not self._waiting.outbox.seated:
+                await self._work.wait(min(IDLE_S, due))
+                return
+        # Whoever drains goes on draining.
+        await self._sleep(min(IDLE_S, due))
 
     async def _report(self, error: LogstoreError) -> None:
+        if self._waiting is not None:
+            await self._waiting.outbox.leave()
         with self._lock:
             self.error = error
             for question in self._questions:

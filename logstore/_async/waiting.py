@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from logstore._async.driver import Connection
+from logstore._async.outbox import Outbox
 from logstore._core.calls import Calls
 from logstore._core.pace import Pace
 from logstore.errors import ConfigurationError
@@ -31,6 +32,13 @@ class Waiting:
                 advice='Use wakeup="auto" or "poll".',
             )
         self.pace = Pace(woken=able and wakeup != "poll")
+        self.outbox = Outbox(
+            connection,
+            calls.schema,
+            able=able and wakeup != "poll",
+            follower=follower,
+            timeout_s=timeout_s,
+        )
         self._connection = connection
         self._calls = calls
         self._timeout_s = timeout_s
@@ -61,6 +69,37 @@ class Waiting:
             woken_for = await self._connection.wait_notify(left)
             if not woken_for or not wanted.isdisjoint(woken_for):
                 return
+
+    async def drain_is_due(self) -> bool:
+        """For a reader that is not asleep: whether it is time to look after what is staged."""
+        outbox = self.outbox
+        if outbox.attendance.armed:
+            outbox.heard(await self._connection.wait_notify(0.0))
+        return outbox.due_in(monotonic()) <= 0
+
+    async def attend(self, seconds: float, disturbed: Callable[[], bool]) -> bool:
+        """:meth:`sleep`, and drain meanwhile what transactions stage; whether nothing has ended it.
+
+        Whoever interrupts makes ``disturbed`` true before.
+        """
+        outbox = self.outbox
+        until = monotonic() + seconds
+        wanted = set(map(str, self._announced))
+        while not disturbed():
+            now = monotonic()
+            due_in = outbox.due_in(now)
+            if due_in <= 0 and (outbox.seated or outbox.rung):
+                if not wanted.isdisjoint(map(str, await outbox.look())):
+                    return False
+                continue
+            if now >= until:
+                return True
+            left = until - now
+            heard = await self._connection.wait_notify(min(left, due_in) if outbox.seated else left)
+            outbox.heard(heard)
+            if not wanted.isdisjoint(heard):
+                return False
+        return False
 
     async def not_waiting(self, topic_ids: set[int] | None = None) -> None:
         """Take the announcement back, of all topics or of some."""

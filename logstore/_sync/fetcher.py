@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import random
 from typing import Any, Generic, TypeVar
 
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, TopicMetadata
-from logstore._core.pace import Way
+from logstore._core.pace import LONGEST_S, Way
 from logstore._core.subscription import Subscription
 from logstore._sync.concurrency import Condition, Lock, Task, spawn
 from logstore._sync.driver import Connection
@@ -254,6 +254,8 @@ class Fetcher:
             connection, self._connection = self._connection, None
             self.changed.notify_all()
         if connection is not None:
+            if self._waiting is not None:
+                self._waiting.outbox.leave()
             connection.close()
 
     def _turn(self) -> None:
@@ -374,14 +376,37 @@ class Fetcher:
         if found:
             self._waiting.pace.found(now)
             if behind:
+                if self._waiting.outbox.seated and self._waiting.drain_is_due():
+                    self._waiting.outbox.look()
                 return
         # Whoever has appended since that look wakes us, if we had announced ourselves before it.
         pause = self._waiting.pace.pause(now, now - began)
         if pause.way is Way.PAUSE:
             self._waiting.not_waiting()
-            self._pause(pause.seconds)
+            self._pause_and_drain(pause.seconds, request.topic_ids)
         elif not self._waiting.announced(request.topic_ids):
-            self._sleep(pause.seconds)
+            self._sleep_and_drain(pause.seconds, request.topic_ids)
+
+    def _sleep_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
+        assert self._waiting is not None
+        outbox = self._waiting.outbox
+        if outbox.due_in(time.monotonic()) <= 0 and self._drained(topic_ids):
+            return
+        # Fetching and draining take turns, so that both together are less than one query a second.
+        if self._sleep(seconds) and (outbox.seated or not self._drained(topic_ids)):
+            self._sleep(seconds)
+
+    def _pause_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
+        assert self._waiting is not None
+        if self._waiting.drain_is_due() and self._drained(topic_ids):
+            return
+        if self._pause(seconds) and seconds >= LONGEST_S and not self._drained(topic_ids):
+            self._pause(seconds)
+
+    def _drained(self, topic_ids: Sequence[int]) -> bool:
+        """Drain what transactions have staged; whether some of it was for us."""
+        assert self._waiting is not None
+        return not set(topic_ids).isdisjoint(self._waiting.outbox.look())
 
     def _is_caught_up(self, now: bool) -> None:
         if now != self.caught_up:
@@ -401,24 +426,27 @@ class Fetcher:
             while not self.closing and (left := until - time.monotonic()) > 0:
                 self._work.wait(left)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> bool:
+        """Wait for the user's side; whether it did not come."""
         with self._lock:
-            if not self._attention and not self.closing:
-                self._work.wait(seconds)
+            return not self._disturbed() and not self._work.wait(seconds)
 
-    def _sleep(self, seconds: float) -> None:
-        """Wait to be woken by the server, or by the user's side."""
+    def _sleep(self, seconds: float) -> bool:
+        """Wait to be woken by the server, or by the user's side; whether neither did."""
         assert self._connection is not None
         assert self._waiting is not None
         with self._lock:
-            if self._attention or self.closing:
-                return
+            if self._disturbed():
+                return False
             self._sleeping = True
         try:
-            self._waiting.sleep(seconds)
+            return self._waiting.attend(seconds, self._disturbed)
         finally:
             with self._lock:
                 self._sleeping = False
+
+    def _disturbed(self) -> bool:
+        return self._attention or self.closing
 
     def _park(self) -> None:
         assert self._waiting is not None
@@ -429,9 +457,15 @@ class Fetcher:
             self.parked = True
             self._is_caught_up(True)
             due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
-            self._work.wait(min(IDLE_S, due))
+            if not self._waiting.outbox.seated:
+                self._work.wait(min(IDLE_S, due))
+                return
+        # Whoever drains goes on draining.
+        self._sleep(min(IDLE_S, due))
 
     def _report(self, error: LogstoreError) -> None:
+        if self._waiting is not None:
+            self._waiting.outbox.leave()
         with self._lock:
             self.error = error
             for question in self._questions:
