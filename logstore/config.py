@@ -21,6 +21,7 @@ class ProducerOptions(TypedDict, total=False):
     buffer_memory: int
     client_id: str
     delivery_timeout_ms: int
+    enable_idempotence: bool | None
     key_serializer: Serializer | None
     linger_ms: int
     max_block_ms: int
@@ -44,6 +45,12 @@ def _acks(name: str, value: Any) -> int:
     if value in ("0", "1") or (type(value) is int and value in (0, 1)):
         return int(value)
     raise ConfigurationError(f'{name} is "all", 0, 1 or -1, not {value!r}.')
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    if value is None or type(value) is bool:
+        return value
+    raise ConfigurationError(f"{name} is True or False, not {value!r}.")
 
 
 def _transactional_id(name: str, value: Any) -> str | None:
@@ -95,16 +102,20 @@ class ProducerConfig:
     The order within a partition is kept whatever this is."""
     max_request_size: int = number(1024 * 1024, 1024, 2**28)
     """The largest batch, and so the largest record, that is sent at all."""
+    enable_idempotence: bool | None = whatever(None, _flag)
+    """Number the batches, so that the log takes each once, however often it is sent, and in order.  A batch
+    whose connection is lost during the commit is then sent again until it is known what became of it;
+    otherwise it fails with UnknownOutcomeError.  None, the default, is True unless ``acks=0`` or
+    ``retries=0``, with which it makes no sense (Kafka also turns it off with ``acks=1``)."""
     retries: int = number(2**31 - 1, 0)
-    """How often a failed batch is sent again while ``delivery_timeout_ms`` lasts.  A batch whose outcome is
-    unknown, because the connection was lost during its commit, may be in the log already: sending it again
-    may repeat its records; ``retries=0`` reports UnknownOutcomeError instead."""
+    """How often a failed batch is sent again while ``delivery_timeout_ms`` lasts."""
     retry_backoff_ms: int = number(100, 0)
     """The pause before the first retry; doubled for each further one, with jitter (KIP-580)."""
     retry_backoff_max_ms: int = number(1_000, 0)
     """The longest pause before a retry."""
     delivery_timeout_ms: int = number(120_000, 1)
-    """The longest time from ``send`` to success or failure; at least ``linger_ms + request_timeout_ms``."""
+    """The longest time from ``send`` to success or failure; at least ``linger_ms + request_timeout_ms``.  A
+    request that is under way then is given a second more: giving it up leaves its outcome unknown."""
     request_timeout_ms: int = number(30_000, 1)
     """How long the server may take to accept a connection or to answer."""
     metadata_max_age_ms: int = number(300_000, 1)
@@ -124,6 +135,13 @@ class ProducerConfig:
     another (KIP-794)."""
 
     def __post_init__(self) -> None:
+        without = next((f"{name}=0" for name in ("acks", "retries") if getattr(self, name) == 0), None)
+        if self.enable_idempotence and without:
+            raise ConfigurationError(f"enable_idempotence=True and {without} contradict each other.")
+        if self.enable_idempotence is False and self.transactional_id is not None:
+            raise ConfigurationError("A transactional_id contradicts enable_idempotence=False.")
+        if self.enable_idempotence is None:
+            object.__setattr__(self, "enable_idempotence", without is None)
         least = self.linger_ms + self.request_timeout_ms
         if self.delivery_timeout_ms < least:
             raise ConfigurationError(

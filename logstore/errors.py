@@ -183,7 +183,7 @@ class RequestTimedOutError(RetriableError):
 class UnknownOutcomeError(RetriableError):
     """The connection was lost during COMMIT: the write may or may not have happened."""
 
-    advice = "Read the log to see, or produce with enable_idempotence=True, which makes retrying safe."
+    advice = "Read the log to see; with enable_idempotence=True a producer finds out by itself."
 
 
 class NotEnoughReplicasError(RetriableError):
@@ -354,7 +354,7 @@ class TransactionTimedOutError(TransactionError):
 class TransactionalIdNotFoundError(TransactionError):
     """No producer has ever held this transactional id, or it has expired."""
 
-    advice = "See what there is with `logstore transactions list`."
+    advice = "See what there is with `logstore transaction list`."
 
 
 class IllegalStateError(LogstoreError):
@@ -385,7 +385,7 @@ class BufferExhaustedError(LogstoreError):
 
 
 class DeliveryTimeoutError(LogstoreError):
-    """The record was not acknowledged within delivery_timeout_ms."""
+    """The record was not acknowledged within delivery_timeout_ms; it is not in the log."""
 
 
 class OutOfOrderSequenceError(LogstoreError):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from random import random, randrange
+from secrets import randbits
 from time import monotonic
 from weakref import ref
 
@@ -43,6 +45,8 @@ IDLE_S = 5.0
 """How often a sender that has nothing to do looks whether its producer still exists."""
 CLOSE_S = 2.0
 """How long closing waits for a server that does not answer."""
+GRACE_S = 1.0
+"""How long a request is given whose records have no time left."""
 
 
 class _Lookup:
@@ -59,7 +63,7 @@ class _Lookup:
 class Sender:
     """Sends for one producer.  ``lock`` guards the accumulator and everything here that several touch.
 
-    Of the methods for the lanes, all but :meth:`call_back` are called with the lock held.
+    The methods for the lanes are called with the lock held, unless they say otherwise.
     """
 
     def __init__(self, session: Session, config: ProducerConfig, owner: object) -> None:
@@ -74,6 +78,8 @@ class Sender:
         self.timeout_s = config.request_timeout_ms / 1000
         self.backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000, random)
         self.share = config.max_in_flight_requests_per_connection
+        # A transaction numbers what it writes itself.
+        numbered = config.enable_idempotence and config.transactional_id is None
         kind = Accumulator if config.transactional_id is None else HeldRecords
         self.accumulator: Accumulator[SendFuture] = kind(
             Limits(
@@ -89,6 +95,7 @@ class Sender:
             backoff=self.backoff,
             promise=SendFuture,
             lock=self.lock,
+            new_producer_id=partial(randbits, 63) if numbered else None,
         )
         self.closing = False
         self.aborted = False
@@ -187,6 +194,10 @@ class Sender:
             batch.fail(error)
 
     # ---- for the lanes
+
+    def patience_s(self, due_by: float) -> float:
+        """Without the lock: how long a request may take, when batches have to be done by then."""
+        return min(self.timeout_s, max(due_by - monotonic(), GRACE_S))
 
     def another_lane(self, now: float) -> Lane | None:
         """A new lane, to be begun, if there is more to send than those that there are can take."""

@@ -42,8 +42,9 @@ class Session:
         """Where the log is; None: not looked up yet."""
         return self._given if self._resolved is None else self._resolved.dsn
 
-    async def open(self) -> tuple[Connection, ServerInfo]:
-        """A new connection, and what it leads to.
+    async def open(self, timeout_s: float | None = None) -> tuple[Connection, ServerInfo]:
+        """A new connection, and what it leads to; ``timeout_s`` seconds at most for this one, if less than
+        usual.
 
         Raises ConnectionFailedError (naming host and port) when no server answers in time,
         SchemaMissingError and SchemaVersionError (with the command to run) when it holds no log or another
@@ -55,11 +56,10 @@ class Session:
         if keep is not None:
             await offload(keep.revive)  # it may have been killed since
             dsn = keep.dsn
-        connection = await Connection.open(
-            dsn, timeout_s=self._timeout_s, application_name=self._application_name
-        )
+        timeout_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        connection = await Connection.open(dsn, timeout_s=timeout_s, application_name=self._application_name)
         try:
-            info = await self._check(connection, dsn)
+            info = await self._check(connection, dsn, timeout_s)
         except BaseException:
             connection.abort()
             await connection.close()
@@ -72,14 +72,14 @@ class Session:
         if resolved is not None and resolved.keep is not None:
             await offload(resolved.keep.close)
 
-    async def _check(self, connection: Connection, dsn: str) -> ServerInfo:
+    async def _check(self, connection: Connection, dsn: str, timeout_s: float) -> ServerInfo:
         where = connection.dsn_for_display
         if connection.server_version < OLDEST_SERVER:
             raise UnsupportedServerError(
                 f"{where} is PostgreSQL {connection.server_version // 10000}; logstore needs 15 or newer."
             )
         try:
-            info = await connection.run(self.calls.info(), timeout_s=self._timeout_s)
+            info = await connection.run(self.calls.info(), timeout_s=timeout_s)
         except LogstoreError as error:
             if error.details.get("sqlstate") in _NO_SUCH_SCHEMA_OR_FUNCTION:
                 raise SchemaMissingError(

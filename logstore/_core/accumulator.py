@@ -29,9 +29,13 @@ from logstore._core.bulk import Piece
 from logstore._core.calls import AppendResult, TopicMetadata
 from logstore._core.partitioner import Partitioner, hash_of
 from logstore._core.queues import Limits, PartitionQueue, Topic, too_large
+from logstore._core.sequences import Numbering
 from logstore.errors import (
     DeliveryTimeoutError,
     LogstoreError,
+    OutOfOrderSequenceError,
+    ProducerFencedError,
+    UnknownOutcomeError,
     UnknownTopicOrPartitionError,
 )
 
@@ -60,7 +64,8 @@ class Accumulator(Generic[F]):
     """Takes records, gives batches.
 
     ``promise`` is the class of the futures; ``choose(n)`` is a random number below
-    n; ``lock`` is handed to each batch for those who wait for it.
+    n; ``lock`` is handed to each batch for those who wait for it.  With ``new_producer_id`` batches are
+    numbered, so that sending one again does no harm.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Accumulator(Generic[F]):
         backoff: Backoff,
         promise: Callable[[], F],
         lock: Any,
+        new_producer_id: Callable[[], int] | None = None,
     ) -> None:
         self.limits = limits
         self.topics: dict[str, Topic] = {}
@@ -94,6 +100,9 @@ class Accumulator(Generic[F]):
         # Queues with something to send, in the order in which they had their turn.
         self._active: dict[PartitionQueue, None] = {}
         self._in_flight: dict[Batch, None] = {}
+        self._new_producer_id = new_producer_id
+        self._producer_id = -1 if new_producer_id is None else new_producer_id()
+        self._first_epoch = 0
 
     # ---- topics
 
@@ -107,6 +116,7 @@ class Accumulator(Generic[F]):
             if topic is None:
                 topic = self.topics[metadata.topic] = Topic(metadata.topic)
             for queue in topic.describe(metadata, self.limits, now):  # deleted, and made again with fewer
+                self._retire(queue)
                 orphans += self._fail_all(queue, _unknown(topic.name, queue.partition))
         return orphans
 
@@ -115,6 +125,8 @@ class Accumulator(Generic[F]):
         topic = self.topics.pop(name, None)
         if topic is None:
             return []
+        for queue in topic.queues:
+            self._retire(queue)
         return [batch for queue in topic.queues for batch in self._fail_all(queue, _unknown(name))]
 
     def known(self, name: str, partition: int | None) -> Topic | None:
@@ -294,6 +306,8 @@ class Accumulator(Generic[F]):
                 break
             size += batch.size
             taken.append(self._take(queue))
+            if batch.number is None and self._new_producer_id is not None:
+                batch.number = self._numbering(queue).take(len(batch))
         taken.sort(key=lambda batch: (batch.queue.topic.topic_id, batch.queue.partition))
         return taken
 
@@ -320,6 +334,12 @@ class Accumulator(Generic[F]):
                     due = min(due, self._due_at(queue, now), oldest + timeout)
         return None if due == _FOREVER else max(0.0, due - now)
 
+    def due_by(self) -> float:
+        """When the first of all batches, waiting and under way, has to be done."""
+        batches = [*self._in_flight, *(queue.batches[0] for queue in list(self._active) if queue.batches)]
+        created = (batch.created for batch in batches if batch.created is not None)
+        return min(created, default=_FOREVER) + self.limits.delivery_timeout_s
+
     def upcoming(self) -> list[Batch]:
         """What will go next where something is under way now, as far as it takes no further records."""
         following = (queue.batches[0] for batch in self._in_flight if (queue := batch.queue).batches)
@@ -334,16 +354,22 @@ class Accumulator(Generic[F]):
     def fail(self, batch: Batch, error: LogstoreError) -> None:
         """The batch in flight will not be tried again.  Nothing happens when it was abandoned meanwhile."""
         if batch in self._in_flight:
-            batch.fail(error)
+            batch.fail(self._given_up(batch, error))
             self._leave(batch)
 
     def retry(self, batch: Batch, error: LogstoreError, now: float, *, at_once: bool = False) -> bool:
         """Try the batch in flight again later, before all later ones of its partition.
 
-        False when it has run out of retries or of time: then it has failed.
+        False when it has run out of retries or of time, or may be in the log and has no number by which it
+        would be found there: then it has failed.
         """
         if batch not in self._in_flight:
             return False
+        if isinstance(error, UnknownOutcomeError):
+            batch.doubtful = True
+            if batch.number is None:
+                self.fail(batch, error)
+                return False
         batch.last_error = error
         batch.attempts += 1
         queue = batch.queue
@@ -435,6 +461,41 @@ class Accumulator(Generic[F]):
         if queue.batches:
             self._active[queue] = None
         return batch
+
+    def _numbering(self, queue: PartitionQueue) -> Numbering:
+        if queue.numbering is None:
+            assert self._new_producer_id is not None
+            queue.numbering = Numbering(self._new_producer_id, self._producer_id, self._first_epoch)
+        return queue.numbering
+
+    def _retire(self, queue: PartitionQueue) -> None:
+        # Perhaps it was not deleted, and only not to be seen for a while: should there be another queue for
+        # this partition it must not repeat any number.
+        if queue.numbering is not None:
+            queue.numbering.begin_epoch()
+            producer_id, epoch, _ = queue.numbering.following
+            if producer_id == self._producer_id:
+                self._first_epoch = max(self._first_epoch, epoch)
+            elif self._new_producer_id is not None:
+                self._producer_id, self._first_epoch = self._new_producer_id(), 0
+
+    def _given_up(self, batch: Batch, error: LogstoreError) -> LogstoreError:
+        """What becomes of the batch's number; the error as it has to be told."""
+        queue = batch.queue
+        if batch.number is not None and queue.numbering is not None:
+            # A partition's batches go one at a time: none behind this one has a number yet.
+            if batch.doubtful or isinstance(error, OutOfOrderSequenceError | ProducerFencedError):
+                queue.numbering.begin_epoch()
+            else:
+                queue.numbering.give_back(batch.number)
+        if not batch.doubtful or isinstance(error, UnknownOutcomeError | UnknownTopicOrPartitionError):
+            return error
+        return UnknownOutcomeError(
+            f"It is not known whether {len(batch)} records for partition {queue.partition} of topic "
+            f"{queue.topic.name!r} are in the log.  {error.message}",
+            advice="The partition's later records follow in any case. Read the log to see.",
+            details=error.details,
+        )
 
     def _leave(self, batch: Batch) -> None:
         del self._in_flight[batch]

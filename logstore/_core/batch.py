@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from logstore._core.arrays import ArrayParameter, ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.calls import AppendBatch, AppendResult
+from logstore._core.sequences import Number
 from logstore._core.stamps import Stamps
 from logstore.errors import LogstoreError
 from logstore.records import CREATE_TIME, LOG_APPEND_TIME, BatchMetadata, Header, RecordMetadata
@@ -69,12 +70,14 @@ class Batch:
         "count",
         "created",
         "done",
+        "doubtful",
         "error",
         "event",
         "held",
         "last_error",
         "lock",
         "mark",
+        "number",
         "pieces",
         "prepared",
         "queue",
@@ -98,6 +101,10 @@ class Batch:
         """When the sender first saw it; linger and delivery time-out count from there."""
         self.attempts = 0
         self.last_error: LogstoreError | None = None
+        self.number: Number | None = None
+        """Given when it is first sent, and kept; None with a producer that is not idempotent."""
+        self.doubtful = False
+        """It may be in the log."""
         self.pieces = 1
         """Into how many rows it is cut, after the server found it too large."""
         self.prepared: AppendBatch | None = None
@@ -138,14 +145,17 @@ class Batch:
         """
         if self.pieces == 1 and self.prepared is not None:
             # The topic may have been deleted and made again meanwhile.
-            return [self.prepared._replace(topic_id=self.queue.topic.topic_id)]
+            return [self._numbered(self.prepared._replace(topic_id=self.queue.topic.topic_id))]
         columns = self.columns()
         if self.pieces == 1:
-            return [self._row(columns, *self.lengths(columns))]
+            return [self._numbered(self._row(columns, *self.lengths(columns)))]
         count = len(columns.values)
         step = -(-count // self.pieces)
         self.lengths(columns)
-        return [self._row(columns.cut(start, start + step)) for start in range(0, count, step)]
+        return [
+            self._numbered(self._row(columns.cut(start, start + step)), start)
+            for start in range(0, count, step)
+        ]
 
     def prepare(self) -> None:
         """Encode ahead of time.  For the sender, once the batch takes no further records."""
@@ -170,6 +180,12 @@ class Batch:
         """The batch does not get into the log any more."""
         self.error = error
         self.done = True
+
+    def _numbered(self, row: AppendBatch, start: int = 0) -> AppendBatch:
+        if self.number is None:
+            return row
+        producer_id, epoch, sequence = self.number.after(start)
+        return row._replace(producer_id=producer_id, producer_epoch=epoch, base_sequence=sequence)
 
     def _row(
         self,

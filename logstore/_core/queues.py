@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from logstore._core.batch import BATCH_OVERHEAD, RECORD_OVERHEAD, Batch
 from logstore._core.calls import TopicMetadata
+from logstore._core.sequences import Numbering
 from logstore.errors import RecordTooLargeError
 
 __all__ = ["Limits", "PartitionQueue", "Topic", "too_large"]
@@ -29,7 +30,7 @@ class Limits:
 class PartitionQueue:
     """The batches of one partition."""
 
-    __slots__ = ("batches", "in_flight", "open", "partition", "retry_at", "topic")
+    __slots__ = ("batches", "in_flight", "numbering", "open", "partition", "retry_at", "topic")
 
     def __init__(self, topic: Topic, partition: int) -> None:
         self.topic = topic
@@ -39,6 +40,8 @@ class PartitionQueue:
         self.open: Batch | None = None
         """The last of them, while it takes new records."""
         self.in_flight: Batch | None = None
+        self.numbering: Numbering | None = None
+        """From its first batch on, with an idempotent producer."""
         self.retry_at = 0.0
 
 

@@ -15,6 +15,7 @@ from logstore._sync.concurrency import Task, spawn
 from logstore._sync.driver import Connection
 from logstore.errors import (
     ClientClosedError,
+    DuplicateSequenceError,
     LogstoreError,
     NotLeaderError,
     RecordTooLargeError,
@@ -45,6 +46,7 @@ class Lane:
         self.connection: Connection | None = None
         self._sender = sender
         self._finished: list[Batch] = []
+        self._due_by = float("inf")
         self._connect_at = 0.0
         self._connect_failures = 0
 
@@ -61,7 +63,7 @@ class Lane:
             connection.close()
             self.connection = None
         try:
-            connection, info = sender.session.open()
+            connection, info = sender.session.open(sender.patience_s(self._due_by))
             if info.is_in_recovery:
                 where = connection.dsn_for_display
                 connection.close()
@@ -112,6 +114,7 @@ class Lane:
                     sender.work.wait(max(sender.pause(now), min(self._connect_at - now, 1.0)))
                     return not sender.aborted
             another = sender.another_lane(now) if batches else None
+            self._due_by = sender.accumulator.due_by()
         if another is not None:
             another.begin()
         if not batches:
@@ -142,7 +145,9 @@ class Lane:
             call = sender.session.calls.append([row for each in rows for row in each], sender.config.acks)
             much = sum(batch.size for batch in batches) > MUCH
             results = connection.run(
-                call, timeout_s=sender.timeout_s, meanwhile=self._get_ahead if much else None
+                call,
+                timeout_s=sender.patience_s(self._due_by),
+                meanwhile=self._get_ahead if much else None,
             )
         except LogstoreError as error:
             self._failed(batches, error)
@@ -182,6 +187,9 @@ class Lane:
             for batch in batches:
                 if again and sender.accumulator.retry(batch, error, now, at_once=at_once):
                     sender.tally.retries += len(batch)
+                elif isinstance(error, DuplicateSequenceError):
+                    # It is in the log, and nobody knows where any more.
+                    sender.accumulator.settle(batch, _UNAWAITED)
                 elif not batch.done:
                     sender.accumulator.fail(batch, error)
             sender.publish([batch for batch in batches if batch.done])
@@ -226,7 +234,8 @@ class Lane:
         sender = self._sender
         try:
             connection = self.connect()
-            described = connection.run(sender.session.calls.metadata(names), timeout_s=sender.timeout_s)
+            call = sender.session.calls.metadata(names)
+            described = connection.run(call, timeout_s=sender.patience_s(self._due_by))
         except LogstoreError as error:
             if not error.retriable and len(names) > 1:
                 # One of the names is to blame: each is asked for by itself.
@@ -246,6 +255,5 @@ class Lane:
         # A consumer that is not woken polls: a failure here costs it time and nothing else.
         with suppress(LogstoreError):
             if self.connection is not None and not self.connection.closed:
-                self.connection.run(
-                    self._sender.session.calls.wake(topic_ids), timeout_s=self._sender.timeout_s
-                )
+                call = self._sender.session.calls.wake(topic_ids)
+                self.connection.run(call, timeout_s=self._sender.patience_s(self._due_by))

@@ -53,10 +53,11 @@ class Producer(Transacting):
     embedded server, which is started or joined.  The other options are those of :class:`ProducerConfig`;
     Kafka's dotted names are understood as well (``**{"linger.ms": 5}``).
 
-    Guarantees.  Records of one partition are in the log in the order in which they were sent, also across
-    retries.  A record whose future succeeded is in the log at the level of ``acks``.  A failure fails the
-    futures of exactly the records that are not known to be in the log.  Delivery is at least once: when the
-    connection is lost during a commit, the batch is sent again and may be there twice (see ``retries``).
+    Guarantees.  Records of one partition are in the log in the order in which they were sent, each once, also
+    across retries (see ``enable_idempotence``).  A record whose future succeeded is in the log at the level
+    of ``acks``.  A record whose future failed is not there, unless the error is UnknownOutcomeError, because
+    the connection was lost during the commit and nothing was learned until ``delivery_timeout_ms`` had
+    passed, or ClientClosedError, because the producer was closed while the record was on its way.
 
     Ending.  :meth:`close`, and leaving the ``with`` block, deliver what was sent before.  A program that ends
     without either loses what was still waiting, with a warning in the log, and never hangs.

@@ -261,22 +261,7 @@ def test_lost_connections_lose_no_record_and_no_order(
         assert future.succeeded()
     for partition in (0, 1):
         got = [int(each.value or b"") for each in records(database, "t") if each.partition == partition]
-        first_times = list(dict.fromkeys(got))
-        assert first_times == list(range(partition, 300, 2))
-
-
-def test_answer_that_is_lost_makes_a_record_appear_twice(
-    colour: Colour, database: str, topic: str, proxy: Proxy
-) -> None:
-    """At least once: what the option ``retries`` says."""
-    producer = colour.producer(proxy.dsn, retry_backoff_ms=1)
-    proxy.cut_before_answer_to(b"watch for this")
-    future = producer.send(topic, b"watch for this", partition=0)
-    eventually(lambda: proxy.cuts > 0, "the answer was withheld")
-    proxy.cut_before_answer_to(None)
-    offset = future.get(ENOUGH_S).offset
-    assert offset >= 1
-    assert values(database) == [b"watch for this"] * (offset + 1)
+        assert got == list(range(partition, 300, 2))
 
 
 def test_answer_that_is_lost_is_an_unknown_outcome_without_retries(
@@ -315,7 +300,8 @@ def test_server_that_stops_listening_fails_the_records_in_time(
     proxy.freeze()
     futures = [producer.send_many(topic, [b"v" * 1000] * 900, partition=number) for number in range(4)]
     for future in futures:
-        with pytest.raises(DeliveryTimeoutError, match="within 500 ms"):
+        # Some were on their way: nobody knows how far they came.
+        with pytest.raises((DeliveryTimeoutError, UnknownOutcomeError), match="within 500 ms"):
             future.get(ENOUGH_S)
     proxy.freeze(False)
     eventually(lambda: succeeds(lambda: producer.send_and_wait(topic, b"v")), "the producer recovers")

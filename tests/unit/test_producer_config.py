@@ -74,3 +74,26 @@ def test_unknown_option_is_refused_with_the_near_miss() -> None:
 
 def test_dotted_names_are_understood() -> None:
     assert read(**{"linger.ms": 7}).linger_ms == 7
+
+
+def test_idempotence_is_on_unless_it_makes_no_sense() -> None:
+    assert read_options(ProducerConfig, {}).enable_idempotence is True
+    assert read_options(ProducerConfig, {"acks": 1}).enable_idempotence is True
+    assert read_options(ProducerConfig, {"acks": 0}).enable_idempotence is False
+    assert read_options(ProducerConfig, {"retries": 0}).enable_idempotence is False
+    assert read_options(ProducerConfig, {"enable.idempotence": False}).enable_idempotence is False
+    assert read_options(ProducerConfig, {"enable.idempotence": True, "acks": 1}).enable_idempotence is True
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"enable_idempotence": True, "acks": 0},
+        {"enable_idempotence": True, "retries": 0},
+        {"enable_idempotence": False, "transactional_id": "bank"},
+        {"enable_idempotence": 1},
+    ],
+)
+def test_what_contradicts_idempotence(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="idempotence"):
+        read_options(ProducerConfig, given)
