@@ -174,6 +174,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "offsets": ("offsets:offsets", "Show where partitions begin and end, or the offset of a time."),
             "group": ("groups:group", "List, describe, reset and delete consumer groups."),
             "share": ("share:share", "List, describe, configure, reset and delete share groups."),
+            "transaction": ("transactions:transaction", "List, describe and fence transactional producers."),
             "verify": ("verify:verify", "Check a log that is in use: is everything there, once, in order?"),
             "delete-records": ("delete_records:delete_records", "Delete the oldest records of a topic."),
             "sql": ("sql:sql", "Query the log with SQL."),

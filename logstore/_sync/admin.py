@@ -14,11 +14,13 @@ from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
 from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
+from logstore._core.transaction_calls import TransactionCalls
 from logstore._sync.concurrency import Mutex, start_at_once
 from logstore._sync.driver import Connection
 from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.session import Session
 from logstore._sync.share_admin import ShareAdmin
+from logstore._sync.transaction_admin import TransactionAdmin
 from logstore.errors import (
     ClientClosedError,
     ConnectionFailedError,
@@ -45,7 +47,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class Admin(GroupAdmin, ShareAdmin):
+class Admin(GroupAdmin, ShareAdmin, TransactionAdmin):
     """Creates, describes, alters and deletes topics and groups.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -78,6 +80,7 @@ class Admin(GroupAdmin, ShareAdmin):
         self._calls = self._session.calls
         self._group_calls = GroupCalls(config.schema)
         self._share_calls = ShareCalls(config.schema)
+        self._transaction_calls = TransactionCalls(config.schema)
         self._mutex = Mutex()
         self._connection: Connection | None = None
         self._used = 0.0

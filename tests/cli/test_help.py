@@ -33,7 +33,8 @@ EXPECTED = {
     "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
     "sql", "perf produce", "perf consume", "perf e2e", "share list", "share describe", "share alter",
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
-    "db downgrade", "verify", "up", "down", "status", "demo", "completion",
+    "db downgrade", "transaction list",
+    "transaction describe", "transaction fence", "verify", "up", "down", "status", "demo", "completion",
 }  # fmt: skip
 
 
