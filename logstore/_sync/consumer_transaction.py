@@ -156,7 +156,7 @@ class ConsumerTransaction:
             }
             ids = {} if self._metadata.claims is not None else group.topic_ids(polled)
             self._commits = [self._commit_of(tp, ids) for tp in polled]
-            self._link = consumer._link()
+            self._link = self._make_link()
             self._link.begin(self._calls.mark_transaction(self._mark, consumer._config.max_poll_interval_ms))
         except BaseException:
             if self._link is not None:
@@ -166,6 +166,9 @@ class ConsumerTransaction:
         consumer._outgoing.open()
         self._open = True
         return True
+
+    def _make_link(self) -> Link:
+        return self._consumer._link()
 
     def _commit_of(self, tp: TopicPartition, ids: dict[str, int]) -> Commit:
         assert self._metadata is not None
@@ -203,6 +206,9 @@ class ConsumerTransaction:
                     "A statement of the transaction has failed, so nothing of it could be committed.",
                     advice="Let its error through, or put a savepoint around what may fail.",
                 ) from error
+            raise
+        except Exception:  # what the program has left for the end, such as a flush
+            self._not_committed(link, TransactionAbortedError())
             raise
         except BaseException:
             # Ctrl-C or a cancellation: who knows how far it has come.

@@ -30,7 +30,7 @@ from logstore._core.call import Call
 from logstore._core.dsn import connect_error, describe
 from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError, LogstoreError
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "own_cursor"]
 
 T = TypeVar("T")
 
@@ -54,7 +54,8 @@ class _IntDumper(Dumper):
         return b"%d" % obj
 
 
-def _own_cursor(raw: psycopg.Connection[Any]) -> psycopg.RawCursor[tuple[Any, ...]]:
+def own_cursor(raw: psycopg.Connection[Any]) -> psycopg.RawCursor[tuple[Any, ...]]:
+    """A cursor for our own calls."""
     # On the cursor alone: the program may get to work on the connection, with adapters as it knows them.
     cursor = psycopg.RawCursor(raw)
     for kind in ARRAYS:
@@ -164,7 +165,7 @@ class Connection:
 
     def __init__(self, raw: _Raw, dsn_for_display: str) -> None:
         self._raw = raw
-        self._cursor = _own_cursor(raw)
+        self._cursor = own_cursor(raw)
         self._in_transaction = False
         self._doubtful: str | None = None
         self._payloads: deque[str] = deque(maxlen=1000)  # nobody may be waiting for them
