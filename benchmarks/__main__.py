@@ -14,10 +14,12 @@ from rich.console import Console
 
 from benchmarks import machine, report
 from benchmarks.bloat import bloat
+from benchmarks.exactly_once import exactly_once
 from benchmarks.fetch import fetch
 from benchmarks.figures import Section
 from benchmarks.groups import heartbeats, rebalance, takeover
 from benchmarks.growth import growth
+from benchmarks.idempotence import idempotence
 from benchmarks.latency import idle, latency
 from benchmarks.log import BenchServer, running_server
 from benchmarks.memory import memory
@@ -28,6 +30,9 @@ _Scenario = Callable[[BenchServer, bool, int], Section]
 
 SCENARIOS: dict[str, _Scenario] = {
     "produce": lambda server, quick, n: produce(server, records=200_000 if quick else 500_000, repetitions=n),
+    "idempotence": lambda server, quick, n: idempotence(
+        server, records=200_000 if quick else 500_000, repetitions=n
+    ),
     "fetch": lambda server, quick, n: fetch(server, records=200_000 if quick else 1_000_000, repetitions=n),
     "latency": lambda server, quick, n: latency(server, seconds=5 if quick else 20, repetitions=n),
     "idle": lambda server, quick, n: idle(server, seconds=6 if quick else 30),
@@ -47,6 +52,9 @@ SCENARIOS: dict[str, _Scenario] = {
         server, records=100_000 if quick else 300_000, repetitions=1 if quick else 3
     ),
     "share-snapshot": lambda server, quick, n: share_snapshot(server, cycles=2_000 if quick else 20_000),
+    "exactly-once": lambda server, quick, n: exactly_once(
+        server, records=100_000 if quick else 300_000, repetitions=n
+    ),
     "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }
 

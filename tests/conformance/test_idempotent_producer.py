@@ -14,7 +14,7 @@ from tests.support.appender import Appender
 from tests.support.colours import Colour
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock, watch
 from tests.support.programs import eventually
-from tests.support.proxy import Proxy
+from tests.support.proxy import Fault, Proxy
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.one_server
@@ -63,20 +63,6 @@ def test_batches_are_numbered(colour: Colour, database: str, topic: str) -> None
     assert watch(database, "SELECT producer_id FROM logstore.batches WHERE partition = 1") is None
 
 
-def test_a_request_that_never_arrives_is_sent_again(
-    colour: Colour, database: str, topic: str, proxy: Proxy
-) -> None:
-    producer = colour.producer(proxy.dsn, **QUICK)
-    producer.send_and_wait(topic, b"before", partition=0)
-    proxy.freeze()
-    future = producer.send(topic, b"lost", partition=0)
-    proxy.refuse()
-    proxy.freeze(False)
-    proxy.refuse(False)
-    assert future.get(ENOUGH_S).offset == 1
-    assert values(database) == [b"before", b"lost"]
-
-
 @pytest.mark.every_server
 def test_a_connection_lost_while_the_server_works_costs_nothing(
     colour: Colour, database: str, topic: str
@@ -105,6 +91,22 @@ def waits(database: str) -> int:
             " AND datname = current_database() AND pid <> pg_backend_pid()",
         )
     )
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_whatever_befalls_a_request(
+    colour: Colour, database: str, topic: str, proxy: Proxy, fault: Fault
+) -> None:
+    """Each point of the protocol: before, during and after the commit."""
+    options = {**QUICK, "request_timeout_ms": 300 if fault in (Fault.HALF_CLOSE, Fault.SILENCE) else 10_000}
+    producer = colour.producer(proxy.dsn, **options)
+    producer.send_and_wait(topic, b"before", partition=0)
+    for number in (1, 2):
+        proxy.strike(fault, b"watch for this")
+        assert producer.send(topic, b"watch for this %d" % number, partition=0).get(ENOUGH_S).offset == number
+        assert proxy.cuts == number
+    assert values(database) == [b"before", b"watch for this 1", b"watch for this 2"]
+    assert numbers(database) == [(0, 0, 0), (0, 1, 1), (0, 2, 2)]
 
 
 @pytest.mark.every_server
