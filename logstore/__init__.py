@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from logstore._async.consumer import AsyncConsumer
     from logstore._async.futures import BulkFuture as AsyncBulkFuture
     from logstore._async.futures import SendFuture as AsyncSendFuture
+    from logstore._async.futures import StagedFuture as AsyncStagedFuture
     from logstore._async.producer import AsyncProducer
     from logstore._async.share_consumer import AsyncShareConsumer
     from logstore._core.listener import ConsumerRebalanceListener
     from logstore._sync.admin import Admin
     from logstore._sync.consumer import Consumer
-    from logstore._sync.futures import BulkFuture, SendFuture
+    from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture
     from logstore._sync.producer import Producer
     from logstore._sync.share_consumer import ShareConsumer
     from logstore.records import (
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncProducer",
     "AsyncSendFuture",
     "AsyncShareConsumer",
+    "AsyncStagedFuture",
     "BatchMetadata",
     "BulkFuture",
     "Consumer",
@@ -62,6 +64,7 @@ __all__ = [
     "SendFuture",
     "ShareConsumer",
     "ShareRecord",
+    "StagedFuture",
     "TopicPartition",
     "deliver_after",
 ]
@@ -76,6 +79,7 @@ _HOMES: Final = {
     "AsyncProducer": "_async.producer:AsyncProducer",
     "AsyncSendFuture": "_async.futures:SendFuture",
     "AsyncShareConsumer": "_async.share_consumer:AsyncShareConsumer",
+    "AsyncStagedFuture": "_async.futures:StagedFuture",
     "BatchMetadata": "records:BatchMetadata",
     "BulkFuture": "_sync.futures:BulkFuture",
     "Consumer": "_sync.consumer:Consumer",
@@ -89,6 +93,7 @@ _HOMES: Final = {
     "SendFuture": "_sync.futures:SendFuture",
     "ShareConsumer": "_sync.share_consumer:ShareConsumer",
     "ShareRecord": "share:ShareRecord",
+    "StagedFuture": "_sync.futures:StagedFuture",
     "TopicPartition": "records:TopicPartition",
     "deliver_after": "share:deliver_after",
 }

@@ -43,6 +43,7 @@
     │   └── TransactionalIdNotFoundError   no producer has ever held this transactional id
     ├── IllegalStateError                  a method called at the wrong moment
     │   ├── ClientClosedError
+    │   ├── OutboxConnectionError          in autocommit, or of another database
     │   └── ForkedClientError              a client used in a child process of fork()
     ├── WakeupError                      wakeup() was called while, or before, the consumer waited
     ├── BufferExhaustedError               buffer_memory stayed full for max_block_ms
@@ -103,6 +104,7 @@ __all__ = [
     "OffsetMetadataTooLargeError",
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
+    "OutboxConnectionError",
     "ProducerFencedError",
     "RecordTooLargeError",
     "RequestTimedOutError",
@@ -367,6 +369,10 @@ class ClientClosedError(IllegalStateError):
     fatal = True
 
 
+class OutboxConnectionError(IllegalStateError):
+    """The connection cannot take a record along in its transaction; nothing was written."""
+
+
 class ForkedClientError(IllegalStateError):
     """The client was made in another process, before fork()."""
 
@@ -461,6 +467,8 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS026": OffsetMetadataTooLargeError,
     "LS027": InvalidRecordStateError,
     "LS028": InvalidGroupError,
+    "LS034": OutboxConnectionError,
+    "LS035": IllegalStateError,
     "LS040": IllegalStateError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,

@@ -106,6 +106,40 @@ begin
 end
 $$;
 
+-- Takes no lock, reads the control file, writes nothing, returns what tells this log from every other one:
+-- its cluster (a follower has the leader's), database and schema.
+create or replace function log_identity() returns text
+language sql stable security definer set search_path from current
+begin atomic
+    select system_identifier || '/' || (select oid from pg_catalog.pg_database
+                                        where datname = pg_catalog.current_database())
+           || '/' || pg_catalog.current_schema()
+    from pg_catalog.pg_control_system();
+end;
+
+-- For clients on a connection that is not theirs. Reads and writes as stage() does if log_identity() is
+-- identity, returns the partition; headers are as in produce(). LS034: this is another log.
+create or replace function stage_here(
+    identity text, topic text, "partition" int4, key bytea, value bytea, headers jsonb, "timestamp" int8)
+returns int4
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    h record;
+begin
+    if identity is distinct from log_identity() then
+        perform raise_error('LS034', 'the connection leads to another log than the producer',
+            jsonb_build_object('database', current_database(), 'schema', current_schema(),
+                'identity', log_identity(), 'expected', identity),
+            'Give send() a connection to the database that the producer is connected to.');
+    end if;
+    if headers is null then
+        return stage(topic, "partition", key, value, null, null, "timestamp");
+    end if;
+    h := header_arrays(headers);
+    return stage(topic, "partition", key, value, h.header_keys, h.header_values, "timestamp");
+end
+$$;
+
 -- Takes no lock; reads the staging tables by their indexes, in the snapshot of the statement that calls it;
 -- writes nothing. Returns what base does not show and target (null: this snapshot) does, from after reached
 -- on: all of it, in no order, if that is less than max_records and target is null, else the first max_records

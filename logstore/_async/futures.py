@@ -12,7 +12,7 @@ from logstore._core.batch import Batch, BulkBatch, RowBatch
 from logstore.errors import IllegalStateError, LogstoreError, RequestTimedOutError
 from logstore.records import BatchMetadata, RecordMetadata
 
-__all__ = ["BulkFuture", "SendFuture"]
+__all__ = ["BulkFuture", "SendFuture", "StagedFuture"]
 
 T = TypeVar("T")
 
@@ -135,6 +135,32 @@ class SendFuture(_Future[RecordMetadata]):
                 batch.callbacks.append(call)
         if not waiting:
             call()
+
+
+class StagedFuture(SendFuture):
+    """What ``send(…, connection=…)`` answers: the record is staged in the caller's transaction.
+
+    It is done from the start.  Its metadata has the partition but no offset (-1): offsets are given out
+    when the transaction has committed, and if it does not commit there will be none.
+    """
+
+    __slots__ = ("_metadata",)
+
+    def __init__(self, metadata: RecordMetadata) -> None:
+        self._metadata = metadata
+
+    def done(self) -> bool:
+        return True
+
+    def outcome(self) -> RecordMetadata | LogstoreError:
+        return self._metadata
+
+    async def get(self, timeout: float | None = None) -> RecordMetadata:
+        """Topic, partition, time stamp and sizes; the offset is -1."""
+        return self._metadata
+
+    def _when_done(self, function: Callable[[Any], object], *, failure: bool) -> None:
+        self._tell(function, failure)
 
 
 class BulkFuture(_Future[list[BatchMetadata]]):

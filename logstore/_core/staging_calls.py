@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from logstore._core.call import Call, Row
 from logstore._core.calls import Calls
+from logstore.records import Header
 
-__all__ = ["MOST_RECORDS", "Drained", "StagingCalls"]
+__all__ = ["MOST_RECORDS", "Drained", "StagedRecord", "StagingCalls", "header_json"]
 
 MOST_RECORDS: Final = 10_000
 """One call appends no more than this."""
@@ -26,11 +29,39 @@ class Drained(NamedTuple):
     """``sweep_staged`` would find something to do."""
 
 
+class StagedRecord(NamedTuple):
+    """A record as ``stage_here`` takes it."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header] | None
+    timestamp: int
+    """Milliseconds."""
+
+
+def header_json(headers: Sequence[Header]) -> str:
+    """Headers as ``produce`` takes them; bytes as they are, whether they are text or not."""
+    return json.dumps(
+        [
+            {"key": name, "value": None}
+            if value is None
+            else {"key": name, "base64": b64encode(value).decode()}
+            for name, value in headers
+        ]
+    )
+
+
 class StagingCalls(Calls):
     """The SQL functions of one log, with those of staging."""
 
     def __init__(self, schema: str = "logstore") -> None:
         super().__init__(schema)
+        self._identity = self._value("log_identity")
+        self._stage = self._value(
+            "stage_here", "text", "text", "int4", "bytea", "bytea", "text::jsonb", "int8"
+        )
         self._drain = self._rows("records, topic_ids, more, sweep", "drain", "int4")
         self._sweep = self._value("sweep_staged", "int8")
         self._attend = self._value("attend_staging")
@@ -42,6 +73,19 @@ class StagingCalls(Calls):
     def staged_channel(self) -> str:
         """The channel that a commit notifies while the doorbell is armed."""
         return self.schema + "_staged"
+
+    def log_identity(self) -> Call[str]:
+        """What tells this log from every other one."""
+        return Call(self._identity, (), _value, "log_identity")
+
+    def stage(self, identity: str, record: StagedRecord) -> Call[int]:
+        """Stage a record in the transaction of whoever runs this; the answer is its partition.
+
+        The arguments are of plain types, so that any driver can run it.
+        """
+        headers = None if record.headers is None else header_json(record.headers)
+        args = (identity, *record[:4], headers, record.timestamp)
+        return Call(self._stage, args, _value, "stage_here", writes=True)
 
     def drain(self, max_records: int = MOST_RECORDS) -> Call[Drained]:
         """Append what committed transactions have staged.  Repeating it is harmless."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import randrange
 from time import monotonic, time
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -13,8 +14,10 @@ from logstore._core.bulk import Piece, check_sizes, parts, pieces
 from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Topic
+from logstore._core.staging_calls import StagedRecord, StagingCalls
+from logstore._sync.borrowed import run_borrowed
 from logstore._sync.concurrency import breathe, start_at_once
-from logstore._sync.futures import BulkFuture, SendFuture, settled
+from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture, settled
 from logstore._sync.lifetimes import living
 from logstore._sync.sender import Sender
 from logstore._sync.session import Session
@@ -32,7 +35,7 @@ from logstore.errors import (
     UnknownTopicOrPartitionError,
 )
 from logstore.options import read_options
-from logstore.records import Header, RecordMetadata
+from logstore.records import CREATE_TIME, Header, RecordMetadata
 
 __all__ = ["Producer"]
 
@@ -90,6 +93,9 @@ class Producer(Transacting):
             None if config.transactional_id is None else Transactions(session, config, self._sender)
         )
         self._partitioner = as_partitioner(config.partitioner)
+        self._limits = self._accumulator.limits
+        self._staging = StagingCalls(config.schema)
+        self._identity: str | None = None
         self._started = False
         self._unusable: type[IllegalStateError] | None = None
         start_at_once(self)
@@ -120,6 +126,8 @@ class Producer(Transacting):
         headers: Iterable[Header] | None = None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
+        *,
+        connection: Any = None,
     ) -> SendFuture:
         """Hand over one record; its future says where it is, once it is acknowledged.
 
@@ -133,6 +141,13 @@ class Producer(Transacting):
         Raises UnknownTopicOrPartitionError, RecordTooLargeError (naming the limit), InvalidArgumentError,
         SerializationError, BufferExhaustedError, RequestTimedOutError, ClientClosedError: in each case the
         record was not taken.  What goes wrong later is raised by the future.
+
+        ``connection``: the record becomes a part of the transaction that is open on this connection of the
+        program's, and is in the log if, and soon after, that commits; it waits for nobody and keeps nobody
+        waiting.  An asyncpg connection, a psycopg AsyncConnection or SQLAlchemy's AsyncSession or
+        AsyncConnection (in threads a psycopg Connection, Session or Connection), of the producer's database
+        and not in autocommit.  The future is done at once and has no offset: see StagedFuture.  Raises
+        OutboxConnectionError and SchemaMissingError besides.
         """
         if type(value) is not bytes or not self._plain_values:
             value = self._intake.value(value)
@@ -143,6 +158,8 @@ class Producer(Transacting):
             as_timestamp(timestamp_ms)
         if partition is not None:
             check_target(topic, partition)
+        if connection is not None:
+            return self._stage(connection, topic, partition, key, value, pairs, timestamp_ms)
         accumulator = self._accumulator
         try:
             with self._lock:
@@ -276,6 +293,39 @@ class Producer(Transacting):
         self.close(INTERRUPTED_CLOSE_S if interrupted else None)
 
     # ---- inside
+
+    def _stage(
+        self,
+        connection: Any,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        timestamp_ms: int | None,
+    ) -> StagedFuture:
+        check_target(topic, partition)
+        # What can be found out without the program's transaction does not make that fail.
+        known = self._known(topic, partition, monotonic() + self._max_block_s)
+        check_sizes(Columns([key], [value], [0], None if headers is None else [headers]), known, self._limits)
+        if partition is None:
+            partition = randrange(known.count) if key is None else self._partitioner(key, known.count)
+        if timestamp_ms is None:
+            timestamp_ms = int(time() * 1000)
+        if self._identity is None:
+            self._identity = self._ask_identity()
+        record = StagedRecord(topic, partition, key, value, headers, timestamp_ms)
+        call = self._staging.stage(self._identity, record)
+        run_borrowed(connection, call, self._staging.schema)
+        sizes = (-1 if each is None else len(each) for each in (key, value))
+        return StagedFuture(RecordMetadata(topic, partition, -1, timestamp_ms, CREATE_TIME, *sizes))
+
+    def _ask_identity(self) -> str:
+        own, _ = self._session.open()
+        try:
+            return own.run(self._staging.log_identity(), timeout_s=self.config.request_timeout_ms / 1000)
+        finally:
+            own.close()
 
     def _send_patiently(
         self,
