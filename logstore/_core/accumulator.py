@@ -183,7 +183,7 @@ class Accumulator(Generic[F]):
         else:
             queue = self._stick(topic, size)
         batch = queue.open
-        if batch is None or batch.room < size or not isinstance(batch, RowBatch):
+        if type(batch) is not RowBatch or batch.room < size:
             batch = self._room_for(queue, size)
             if batch is None:
                 return None
