@@ -469,6 +469,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS028": InvalidGroupError,
     "LS034": OutboxConnectionError,
     "LS035": IllegalStateError,
+    "LS036": InvalidArgumentError,
     "LS040": IllegalStateError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,

@@ -29,6 +29,7 @@ INSTALL_ORDER: Final = (
     "read",
     "staging",
     "produce",
+    "capture",
     "wake",
     "reclaim",
     "group_heartbeats",
