@@ -90,10 +90,10 @@ begin
 end
 $$;
 
--- Takes the row locks of the claims FOR UPDATE, ascending (without a member: the group's row), so waits until
--- a transaction that sent offsets is over; reads them, writes nothing. stamps: what send_offsets() returned
--- in it. Returns true: it was committed, false: it was not, and never will be, null: offsets that somebody
--- else has committed since have covered the traces.
+-- Takes the row lock of one of the claims FOR UPDATE (without a member: the group's row), so waits until a
+-- transaction that sent offsets is over, which held all of them; reads offsets, writes nothing. stamps: what
+-- send_offsets() returned in it. Returns true: it was committed, false: it was not, and never will be, null:
+-- offsets that somebody else has committed, or deleted, since have covered the traces.
 create or replace function await_offsets("group" text, member text, topic_ids int4[], partitions int4[],
     stamps int8[]) returns boolean
 language plpgsql volatile security definer set search_path from current as $$
@@ -109,13 +109,19 @@ begin
         join log_group g on g.name = await_offsets."group"
         join group_claim c on c.group_id = g.group_id and c.topic_id = w.topic_id
             and c.partition = w.partition
-        order by c.topic_id, c.partition for update of c;
+        order by c.topic_id, c.partition limit 1 for update of c;
     end if;
     now_there := offset_stamps("group", topic_ids, partitions);
     for i in 1 .. count loop
         if now_there[i] = stamps[count + i] then
             return true;
-        elsif now_there[i] = stamps[i] then
+        end if;
+    end loop;
+    for i in 1 .. count loop
+        -- What is not there may have been deleted with its topic or its group.
+        if now_there[i] = stamps[i] and (now_there[i] > 0
+            or exists (select from topic t where t.topic_id = topic_ids[i])
+            and exists (select from log_group g where g.name = await_offsets."group")) then
             return false;
         end if;
     end loop;
@@ -124,7 +130,7 @@ end
 $$;
 
 -- Takes no lock, reads and writes nothing, returns nothing: marks the transaction that the session is in, for
--- mark_is_there() to recognise; the session may idle in it for idle_timeout_ms.
+-- check_mark() to recognise; the session may idle in it for idle_timeout_ms.
 create or replace function mark_transaction(mark text, idle_timeout_ms int4) returns void
 language plpgsql volatile set search_path from current as $$
 begin

@@ -137,6 +137,7 @@ class Transactions:
         with self._lock:
             if not self.state.commit(monotonic()):
                 self._held.take_all()
+        began = monotonic()
         try:
             written = self._deliver()
         except LogstoreError as error:
@@ -146,7 +147,7 @@ class Transactions:
             with self._lock:
                 self.state.doubted()
             raise
-        self._committed(written)
+        self._committed(written, monotonic() - began)
 
     def abort(self) -> None:
         """Forget everything; nothing of it was written."""
@@ -196,13 +197,14 @@ class Transactions:
                 failed = self._give_up(TransactionAbortedError())
         self._finish(failed)
 
-    def _committed(self, written: _Trace) -> None:
+    def _committed(self, written: _Trace, seconds: float) -> None:
         with self._lock:
             self._trace = None
             self._sequences.keep(written.rows)
             self.state.committed()
             done = self._held.written(written.batches)
             self._sender.appended(done)
+            self._sender.tally.request(done, seconds)
             self._sender.publish(done)
             self._sender.work.notify_all()
         self._finish(done)
@@ -298,7 +300,7 @@ class Transactions:
 
     def _offset_parts(self) -> list[Part]:
         parts = []
-        for metadata, commits in self._offsets.values():
+        for _, (metadata, commits) in sorted(self._offsets.items()):
             member_id = None if metadata.claims is None else metadata.member_id
             parts.append(
                 Part(

@@ -245,6 +245,22 @@ def claim(raw: psycopg.Connection[Any]) -> tuple[int, bool]:
     return row[0], row[1]
 
 
+def test_partitions_that_were_assigned_by_hand(
+    consumer: Callable[..., Any], colour: Colour, database: str, raw: psycopg.Connection[Any]
+) -> None:
+    made = colour.consumer(dsn=database, group_id="g", auto_offset_reset="earliest", max_poll_records=5)
+    made.assign([TP])
+    with pytest.raises(ZeroDivisionError), made.transaction(timeout_ms=ENOUGH_MS) as tx:
+        process(tx)
+        raise ZeroDivisionError
+    with made.transaction(timeout_ms=ENOUGH_MS, max_records=3) as tx:
+        process(tx)
+    check(raw, 3)
+    with made.transaction(timeout_ms=ENOUGH_MS) as tx:
+        process(tx)
+    check(raw, 8)
+
+
 # -- connections that are lost -----------------------------------------------------------------------------
 
 
