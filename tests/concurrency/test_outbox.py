@@ -1,0 +1,13 @@
+"""Transactions of every kind stage records at once, and everybody is killed now and then."""
+
+from __future__ import annotations
+
+from tests.support.outbox_chaos import Terms, run
+
+
+def test_every_committed_record_once_in_causal_order_and_nobody_waits(database: str) -> None:
+    outcome = run(database, Terms(seconds=4.0, sleep_s=1.0, seed=7))
+    assert outcome.wrong == []
+    assert outcome.blocked == []
+    assert outcome.committed > 20
+    assert outcome.swept > 0
