@@ -52,6 +52,14 @@ bench: $(VENV)/.dev ## Measure, against the raw ceiling in the same run
 chaos: $(VENV)/.dev ## Kill members of a share group at random over 100,000 records (minutes)
 	$(BIN)/python -m tests.support.share_chaos $(ARGS)
 
+PROOFS ?= history_chaos producer_chaos exactly_once_chaos transfer_chaos outbox_chaos
+
+.PHONY: prove
+prove: $(VENV)/.dev ## Hold the guarantees against random faults, at length (half an hour; PROOFS=... for some)
+	@failed=; for proof in $(PROOFS); do \
+		echo "== $$proof"; $(BIN)/python -m tests.support.$$proof $(ARGS) || failed="$$failed $$proof"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
 	$(BIN)/python tools/docker-image/run.py $(ARGS)

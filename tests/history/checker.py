@@ -353,7 +353,9 @@ def _gap(facts: _Facts) -> Iterator[str]:
 def _watermark(facts: _Facts) -> Iterator[str]:
     highest: dict[tuple[str, str, int], tuple[float, int]] = {}
     promised: dict[str, int] = {}
-    for op in sorted(facts.of_kind("marks"), key=lambda op: op.begin):
+    for op in facts.of_kind("marks"):
+        if op.outcome != OK:
+            continue
         node = op.said.get("node", "")
         for partition, marks in op.said["marks"].items():
             log_start, high, durable, end = (

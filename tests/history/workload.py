@@ -40,6 +40,7 @@ __all__ = [
     "Actor",
     "Crew",
     "Plan",
+    "Sign",
     "Stop",
     "committer",
     "finish",
@@ -88,10 +89,27 @@ class Plan:
 
 
 class Stop(Protocol):
-    """``threading.Event`` and ``multiprocessing.Event``."""
+    """``threading.Event``, and :class:`Sign` among processes."""
 
     def is_set(self) -> bool: ...
-    def wait(self, timeout: float | None = None) -> bool: ...
+    def wait(self, timeout: float, /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Sign:
+    """An event for processes that may be killed at any moment: it has no lock that could die with one."""
+
+    path: Path
+
+    def set(self) -> None:
+        self.path.touch()
+
+    def is_set(self) -> bool:
+        return self.path.exists()
+
+    def wait(self, timeout: float, /) -> bool:
+        time.sleep(timeout)
+        return self.is_set()
 
 
 Actor = Callable[[Plan, str, Stop], None]
