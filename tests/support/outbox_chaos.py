@@ -67,8 +67,8 @@ class Outcome:
 
     def __str__(self) -> str:
         return (
-            f"{self.committed} committed, {self.aborted} not, {self.kills} kills, {self.swept} tables emptied; short transactions: "
-            f"p50 {self.share(self.short_ms, 0.5):.1f} ms, p99 {self.share(self.short_ms, 0.99):.1f} ms; "
+            f"{self.committed} committed, {self.aborted} not, {self.kills} kills, {self.swept} tables emptied; "
+            f"short transactions: p50 {self.share(self.short_ms, 0.5):.1f} ms, p99 {self.share(self.short_ms, 0.99):.1f} ms; "
             f"from commit to consumer: p50 {self.share(self.delay_ms, 0.5):.1f} ms, "
             f"p99 {self.share(self.delay_ms, 0.99):.1f} ms; blocked: {len(self.blocked)}, "
             f"wrong: {self.wrong[:5]}"
