@@ -97,6 +97,7 @@ class Fetcher:
         self._connection: Connection | None = None
         self._waiting: Waiting | None = None
         self._follower = False
+        self._looked_at_staging = False
         self._backoff = Backoff(
             config.reconnect_backoff_ms / 1000, config.reconnect_backoff_max_ms / 1000, random
         )
@@ -269,6 +270,11 @@ class Fetcher:
             self._answer(question)
         elif metadata:
             self._refresh_metadata()
+        elif not self._looked_at_staging:
+            # What was committed before is to be there when the ends of the partitions are looked up.
+            assert self._waiting is not None
+            self._looked_at_staging = True
+            self._waiting.outbox.look()
         elif not self._look_positions_up():
             self._fetch()
 

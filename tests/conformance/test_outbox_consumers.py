@@ -59,6 +59,17 @@ def test_a_waiting_consumer_drains(colour: Colour, database: str, execute: Calla
     assert read(consumer, 2) == [b"second", b"third"]
 
 
+def test_what_was_committed_before_is_no_news(
+    colour: Colour, database: str, execute: Callable[..., None]
+) -> None:
+    execute("SELECT logstore.produce('t', 'k', 'before')")
+    consumer = colour.consumer("t", dsn=database, auto_offset_reset="latest")
+    ends = [consumer.position(TopicPartition("t", number)) for number in (0, 1)]
+    assert sorted(ends) == [0, 1]
+    execute("SELECT logstore.produce('t', 'k', 'after')")
+    assert read(consumer, 1) == [b"after"]
+
+
 def test_one_that_waits_for_something_else_drains(
     colour: Colour, database: str, execute: Callable[..., None]
 ) -> None:

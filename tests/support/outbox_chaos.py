@@ -66,12 +66,14 @@ class Outcome:
         return sorted(values)[min(len(values) - 1, int(len(values) * part))] if values else 0.0
 
     def __str__(self) -> str:
+        def both(values: list[float]) -> str:
+            return f"p50 {self.share(values, 0.5):.1f} ms, p99 {self.share(values, 0.99):.1f} ms"
+
         return (
-            f"{self.committed} committed, {self.aborted} not, {self.kills} kills, {self.swept} tables emptied; "
-            f"short transactions: p50 {self.share(self.short_ms, 0.5):.1f} ms, p99 {self.share(self.short_ms, 0.99):.1f} ms; "
-            f"from commit to consumer: p50 {self.share(self.delay_ms, 0.5):.1f} ms, "
-            f"p99 {self.share(self.delay_ms, 0.99):.1f} ms; blocked: {len(self.blocked)}, "
-            f"wrong: {self.wrong[:5]}"
+            f"{self.committed} committed, {self.aborted} not, {self.kills} kills, "
+            f"{self.swept} tables emptied; short transactions: {both(self.short_ms)}; "
+            f"from commit to consumer: {both(self.delay_ms)}; "
+            f"blocked: {len(self.blocked)}, wrong: {self.wrong[:5]}"
         )
 
 
