@@ -265,6 +265,17 @@ def test_a_gap_in_the_log_is_told_once(colour: Colour, database: str, topic: str
     assert numbers(database)[-1] == (1, 0, 0)
 
 
+def test_what_was_appended_long_ago_is_done_without_an_offset(
+    colour: Colour, database: str, topic: str
+) -> None:
+    producer = colour.producer(database, **QUICK)
+    producer.send_and_wait(topic, b"0", partition=0)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE logstore.batches SET base_sequence = 1000, last_sequence = 1000")
+    assert producer.send_and_wait(topic, b"1", partition=0).offset == -1
+    assert values(database) == [b"0"]
+
+
 def test_without_idempotence_nothing_is_repeated_either(
     colour: Colour, database: str, topic: str, proxy: Proxy
 ) -> None:
