@@ -198,8 +198,8 @@ end
 $$;
 
 -- Needs the partition's row lock, which append() holds; reads the last batches of each producer in a segment
--- that the partition leaves, writes them to producer_state, returns nothing. It visits five batches a
--- producer, however many there are.
+-- that the partition leaves, writes them to producer_state, forgets there who has appended nothing to the
+-- partition for a day, returns nothing. It visits five batches a producer, however many there are.
 create or replace function keep_producers(topic_id int4, "partition" int4, segment int4) returns void
 language plpgsql volatile set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off
@@ -237,12 +237,17 @@ begin
         $query$,
         'b_' || keep_producers.topic_id || '_' || keep_producers.segment)
     using keep_producers.topic_id, keep_producers.partition, keep_producers.segment;
+    -- Of this partition only: nobody else writes these rows, so nobody waits in a circle.
+    delete from producer_state s
+    where s.topic_id = keep_producers.topic_id and s.partition = keep_producers.partition
+      and s.updated_at < clock_timestamp() - interval '1 day';
 end
 $$;
 
 -- Takes the locks of the rows that it deletes, skipping those that somebody else has; forgets what producers
 -- left in earlier segments that have appended nothing since for older_than_ms (Kafka's
 -- producer.id.expiration.ms, a day), max_rows at a time. Returns how many; ask again while that is max_rows.
+-- For partitions that nobody writes to any more: the others forget by themselves.
 create or replace function expire_producers(older_than_ms int8 default 86400000, max_rows int4 default 10000)
 returns int4
 language plpgsql volatile security definer set search_path from current as $$

@@ -365,3 +365,24 @@ def test_producers_that_do_nothing_are_forgotten(session: Session) -> None:
     assert send(session, topic, 99, producer=1) == 7, "it is not known any more"
     assert refusal(session, topic, 99, producer=3)[0] == "LS015"
     assert value(session, "SELECT expire_producers(0)") == 1
+
+
+def test_a_partition_that_goes_on_forgets_by_itself(session: Session) -> None:
+    topic = create(session, 2, segment_bytes=14)
+    for partition in (0, 1):
+        for producer in (1, 2, 3):
+            send(session, topic, 0, producer=producer, partition=partition)
+        append(session, topic, partition=partition)
+    send(session, topic, 1, producer=1)
+    session.execute(
+        "UPDATE producer_state SET updated_at = now() - interval '25 hours' WHERE producer_id < 3"
+    )
+    append(session, topic)
+    assert rows(session, "SELECT partition, producer_id FROM producer_state ORDER BY 1, 2") == [
+        (0, 1),
+        (0, 3),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ]
+    assert send(session, topic, 0, producer=1) == 0, "who has come back is known as before"
