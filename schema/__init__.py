@@ -46,6 +46,7 @@ INSTALL_ORDER: Final = (
     "share_admin",
     "share_views",
     "verify",
+    "verify_producers",
     "info",
 )
 """A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""

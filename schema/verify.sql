@@ -28,7 +28,7 @@ begin atomic
         (5, 'gap', false, 'Offsets go on from batch to batch without a hole.',
             'Records are lost, or were deleted by hand: restore the segment from a backup.'),
         (6, 'overlap', false, 'No offset is in two batches.',
-            'Two appends did not wait for each other, or rows were changed by hand: look at both batches, and '
+            'Two appends did not wait for each other, or somebody changed rows: look at both batches, and '
             'report a bug if nobody did.'),
         (7, 'counts', false, 'A batch has as many offsets, keys, values, time stamps as records.',
             'The row was changed by hand or is damaged: restore it from a backup.'),
@@ -39,7 +39,8 @@ begin atomic
         (10, 'epochs', false, 'Leader epochs never fall along a partition and none is newer than its leader.',
             'A server that was no leader any more has written: find out which, and look at its batches.'),
         (11, 'sequences', false, 'Each producer''s sequences go on without a hole or a repetition.',
-            'A batch of this producer is lost or in the log twice: compare the values around it.'),
+            'A batch of this producer is lost or in the log twice, or what is remembered of it is wrong: '
+            'compare the values around it.'),
         (12, 'watermark', false, 'The log start lies in the log; durable_before never falls or runs ahead.',
             'Followers may show what is not replicated: read from the leader until it is explained.'),
         (13, 'clock', true, 'Append times never fall along a partition.',
@@ -80,6 +81,10 @@ begin atomic
                               s.topic_id)
                 from sealed_segment s where not exists (select from topic t where t.topic_id = s.topic_id)
                 union all
+                select distinct 'catalog', p.partition, null::int4,
+                       format('producer_state has topic id %s, which there is not', p.topic_id)
+                from producer_state p where not exists (select from topic t where t.topic_id = p.topic_id)
+                union all
                 select 'leaves', null, null, format('table %s belongs to no topic', c.relname)
                 from pg_catalog.pg_class c,
                      lateral (select split_part(c.relname, '_', 2)::numeric as topic_id) n
@@ -90,6 +95,21 @@ begin atomic
                ) u) f
     where f.nth <= at_most
     order by f."check", f.nth;
+end;
+
+-- Takes no lock, reads the catalog of PostgreSQL, writes nothing, returns whether the table has a valid index
+-- on just these columns: unique and of all rows, or of some rows.
+create or replace function has_index("table" oid, columns text, partial boolean) returns boolean
+language sql stable set search_path from current
+begin atomic
+    select exists (
+        select from pg_catalog.pg_index x
+        where x.indrelid = has_index."table" and x.indisvalid
+          and (x.indpred is not null) = has_index.partial and (x.indisunique or has_index.partial)
+          and (select string_agg(a.attname::text, ',' order by k.n)
+               from unnest(x.indkey::int2[]) with ordinality k (attnum, n)
+               join pg_catalog.pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum)
+              = has_index.columns);
 end;
 
 -- Takes no lock beyond ACCESS SHARE on the active leaves; reads the catalogs and the tips of the topic's
@@ -118,7 +138,9 @@ begin atomic
         from spans),
     leaf as (
         select s.segment, c.oid, i.inhparent, i.inhdetachpending,
-               pg_catalog.pg_get_expr(c.relpartbound, c.oid) as bound
+               pg_catalog.pg_get_expr(c.relpartbound, c.oid) as bound,
+               has_index(c.oid, 'partition,last_offset', false) as offsets,
+               has_index(c.oid, 'partition,producer_id,last_offset', true) as producers
         from s left join pg_catalog.pg_class c
             on c.relname = 'b_' || verify_catalog.topic_id || '_' || s.segment and c.relkind = 'r'
                and c.relnamespace = pg_catalog.to_regnamespace(quote_ident(current_schema()))
@@ -165,17 +187,13 @@ begin atomic
                 then 'the table of this segment is not attached to the topic''s'
             when leaf.bound <> format('FOR VALUES IN (%s)', leaf.segment)
                 then format('the table of this segment is attached %s', leaf.bound)
-            else 'the table of this segment has no valid unique index on (partition, last_offset)' end
+            when not leaf.offsets
+                then 'the table of this segment has no valid unique index on (partition, last_offset)'
+            else 'the table of this segment has no valid index on (partition, producer_id, last_offset)' end
         from leaf
         where leaf.oid is null or leaf.inhparent is distinct from (select parent.oid from parent)
            or leaf.inhdetachpending or leaf.bound <> format('FOR VALUES IN (%s)', leaf.segment)
-           or not exists (
-               select from pg_catalog.pg_index x
-               where x.indrelid = leaf.oid and x.indisunique and x.indisvalid and x.indpred is null
-                 and (select string_agg(a.attname::text, ',' order by k.n)
-                      from unnest(x.indkey::int2[]) with ordinality k (attnum, n)
-                      join pg_catalog.pg_attribute a on a.attrelid = leaf.oid and a.attnum = k.attnum)
-                     = 'partition,last_offset')
+           or not leaf.offsets or not leaf.producers
         union all
         select 'leaves', null, null, 'the topic''s table is not attached to that of all topics'
         from t where (select parent.inhparent from parent) is distinct from 'batches'::regclass::oid
@@ -375,46 +393,6 @@ $$;
 create or replace function running_fault(name text, found int8, expected int8) returns text
 language sql immutable set search_path from current
 return case when found is distinct from expected then format('%s is %s, not %s', name, found, expected) end;
-
--- Takes no lock beyond ACCESS SHARE; reads every batch of an idempotent producer in one topic, without its
--- arrays, writes nothing, returns where sequences do not go on. A producer that was silent for a day is
--- forgotten, as in Kafka, and may go on with any.
-create or replace function verify_producers(topic_id int4, at_most int4 default 20)
-returns setof verify_finding
-language plpgsql stable security definer set search_path from current as $$
-begin
-    if to_regclass('b_' || topic_id) is null then
-        return;
-    end if;
-    return query execute format($topic$
-        select 'sequences', (select t.name from topic t where t.topic_id = $1), f.partition, f.segment,
-               f.base_offset, null::text, f.found, f.total
-        from (select r.*, count(*) over () as total,
-                     row_number() over (order by r.partition, r.base_offset) as nth
-              from (select w.partition, w.segment, w.base_offset, case
-                        when w.producer_epoch < w.before_epoch then
-                            format('producer %%s: epoch %%s comes after %%s', w.producer_id, w.producer_epoch,
-                                   w.before_epoch)
-                        when w.producer_epoch > w.before_epoch and w.base_sequence <> 0 then
-                            format('producer %%s: epoch %%s begins with sequence %%s', w.producer_id,
-                                   w.producer_epoch, w.base_sequence)
-                        when w.producer_epoch = w.before_epoch
-                             and w.base_sequence <> ((w.before_sequence::int8 + 1) & 2147483647)
-                             and w.append_time - w.before_time < 86400000 then
-                            format('producer %%s: sequence %%s comes after %%s', w.producer_id,
-                                   w.base_sequence, w.before_sequence) end as found
-                    from (select b.partition, b.segment, b.base_offset, b.producer_id, b.producer_epoch,
-                                 b.base_sequence, b.append_time,
-                                 lag(b.producer_epoch) over w as before_epoch,
-                                 lag(b.last_sequence) over w as before_sequence,
-                                 lag(b.append_time) over w as before_time
-                          from %I b where b.producer_id is not null
-                          window w as (partition by b.partition, b.producer_id order by b.last_offset)) w) r
-              where r.found is not null) f
-        where f.nth <= $2 order by f.nth
-        $topic$, 'b_' || topic_id) using topic_id, at_most;
-end
-$$;
 
 -- Takes no lock beyond ACCESS SHARE; reads the claims and commits of groups on one topic, writes nothing,
 -- returns what does not fit the log.

@@ -454,6 +454,20 @@ def _group(facts: _Facts) -> Iterator[str]:
             yield f"group {group} committed {end} of {partition}, but no member was given {missing[:5]}"
 
 
+def _processed_twice(facts: _Facts) -> Iterator[str]:
+    """What members of a group process in transactions, whose commits are known or seen."""
+    by: dict[tuple[str, str, int], Op] = {}
+    for op in facts.of_kind("txn"):
+        if "group" not in op.said or op.outcome == FAIL:
+            continue
+        if op.outcome != OK and not any(send.value in facts.first_read for send in op.sends):
+            continue
+        for partition, offset, _ in op.polled:
+            other = by.setdefault((op.said["group"], partition, offset), op)
+            if other is not op:
+                yield f"{other} and {op} both processed {partition} offset {offset}"
+
+
 # ---- beside the log
 
 
@@ -506,6 +520,7 @@ ANOMALIES: Final[dict[str, Callable[[_Facts], Iterable[str]]]] = {
     "watermark": _watermark,
     "fencing": _fencing,
     "group": _group,
+    "processed-twice": _processed_twice,
     "outbox": _outbox,
     "capture": _capture,
 }

@@ -247,6 +247,19 @@ def _lost_over_a_rebalance(h: History) -> None:
     h.add("m2", "commit", group="g", epochs={"t-0": 2}, offsets={"t-0": 3})
 
 
+def _both_process_a_record(h: History) -> None:
+    sent(h, "a")
+    h.txn(poll((0, "a")), Send("t-1", "b", 0), by="m1", group="g")
+    h.txn(poll((0, "a")), Send("t-1", "c", 1), by="m2", group="g")
+
+
+def _perhaps_both_process_a_record(h: History) -> None:
+    sent(h, "a")
+    h.txn(poll((0, "a")), Send("t-1", "b"), by="m1", group="g", outcome=INFO)
+    h.txn(poll((0, "a")), Send("t-1", "c", 1), by="m2", group="g")
+    h.poll((0, "b"), (1, "c"), partition="t-1")
+
+
 def _row_without_record(h: History) -> None:
     sent(h, "a")
     h.add("db", "rows", rows=["a", "b"], tried=["a", "b"])
@@ -300,6 +313,8 @@ BAD: list[tuple[str, Callable[[History], None]]] = [
     ("group", _old_owner_commits),
     ("group", _commit_goes_back),
     ("group", _lost_over_a_rebalance),
+    ("processed-twice", _both_process_a_record),
+    ("processed-twice", _perhaps_both_process_a_record),
     ("outbox", _row_without_record),
     ("outbox", _record_without_row),
     ("capture", _replay_differs),

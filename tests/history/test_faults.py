@@ -23,7 +23,7 @@ def test_every_kind_of_fault_once(tmp_path: Path) -> None:
     """
     assert set(EVERYTHING) == set(history_chaos.KINDS)
     chaos = Chaos(
-        faults=len(EVERYTHING), producers=3, members=1, partitions=2, pause_s=0.1, seed=1, fixed=EVERYTHING
+        faults=len(EVERYTHING), producers=2, others=1, partitions=2, pause_s=0.1, seed=1, fixed=EVERYTHING
     )
     with embedded() as server:
         report = history_chaos.run(server, server.create(), chaos, tmp_path / "history.jsonl")

@@ -23,15 +23,21 @@ def test_a_quiet_run_is_clean(database: str, tmp_path: Path, seed: int) -> None:
         appender.create("t", plan.partitions, segment_bytes="20000")
     crew = Crew(plan)
     for actor, count in {
-        "reader": 1, "wanderer": 1, "subscriber": 2, "marks": 1, "sender": 3, "committer": 2,
+        "reader": 1, "wanderer": 1, "subscriber": 2, "marks": 1, "sender": 3, "committer": 2, "transactor": 3,
+        "processor": 2,
     }.items():  # fmt: skip
         for number in range(count):
             crew.start(actor, f"{actor}{number}")
 
     def enough() -> bool:
         crew.check()
-        ended = Counter(op.kind for op in read_history(plan.path) if op.outcome == OK)
-        return ended["send"] > RECORDS and ended["txn"] > 20 and ended["commit"] > 5 and ended["claim"] > 1
+        ended = Counter((op.kind, op.process[:5]) for op in read_history(plan.path) if op.outcome == OK)
+        return (
+            ended["send", "sende"] > RECORDS
+            and ended["commit", "subsc"] > 5
+            and all(ended["txn", each] > 10 for each in ("commi", "trans", "proce"))
+            and all(ended["claim", each] > 1 for each in ("subsc", "proce"))
+        )
 
     try:
         eventually(enough, "everybody has done something")

@@ -124,6 +124,8 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
         "ALTER TABLE batches DETACH PARTITION b_1", {"leaves"}, "not attached to that of all"),
     "an index is gone": (
         "DROP INDEX b_1_1_offset", {"leaves"}, "index"),
+    "the index of producers is gone": (
+        "DROP INDEX b_1_1_producer", {"leaves"}, "(partition, producer_id, last_offset)"),
     "a table without segment": (
         "CREATE TABLE b_1_77 (LIKE b_1_0)", {"leaves"}, "b_1_77 belongs to no segment"),
     "a table without topic": (
@@ -201,6 +203,22 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
         "UPDATE batches SET producer_epoch = null WHERE partition = 0 AND base_offset ="
         " (SELECT max(base_offset) FROM batches WHERE producer_id = 7 AND partition = 0)",
         {"sequences"}, "go together"),
+    "a producer is forgotten": (
+        "DELETE FROM producer_state WHERE partition = 0", {"sequences"}, "nobody remembers its last batch"),
+    "a producer is remembered at another offset": (
+        "UPDATE producer_state SET base_offsets[5] = base_offsets[5] - 3, base_sequences[5] ="
+        " base_sequences[5] - 3, last_sequences[5] = last_sequences[5] - 3 WHERE partition = 1",
+        {"sequences"}, "nobody remembers its last batch"),
+    "a producer is remembered with other sequences": (
+        "UPDATE producer_state SET base_sequences[2] = 1000, last_sequences[2] = 1002 WHERE partition = 1",
+        {"sequences"}, "sequences 1000 to 1002 are remembered here"),
+    "what is remembered does not fit together": (
+        "UPDATE producer_state SET append_times = append_times[2:] WHERE partition = 1", {"sequences"},
+        "does not fit together"),
+    "a producer of a topic that is gone": (
+        "INSERT INTO producer_state SELECT 99, partition, producer_id, producer_epoch, base_sequences,"
+        " last_sequences, base_offsets, append_times, updated_at FROM producer_state WHERE partition = 0",
+        {"catalog"}, "producer_state has topic id 99"),
     "a producer's epochs fall": (
         "UPDATE batches SET producer_epoch = 1, base_sequence = 0, last_sequence = 2"
         " WHERE partition = 0 AND base_offset = 12", {"sequences"}, "epoch 0 comes after 1"),
@@ -273,7 +291,9 @@ def test_what_is_broken_is_found_and_nothing_else(log: Session, name: str) -> No
     found = audit(log)
     assert {check for check, *_ in found} == expected
     assert any(said in text for *_, text, _ in found), found
-    strays = name in ("a row of a topic that is gone", "a table without topic")
+    strays = name in (
+        "a row of a topic that is gone", "a table without topic", "a producer of a topic that is gone",
+    )  # fmt: skip
     assert all((topic is None) == strays for _, topic, *_ in found)
 
 

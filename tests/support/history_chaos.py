@@ -2,9 +2,10 @@
 
 ``python -m tests.support.history_chaos --faults 200`` runs it at length, on an embedded server.  Producers
 are processes that are killed and replaced; their connections, the server's backends and the server itself are
-broken in turn.  A reader that started before them reads on through all of it and must never skip an offset;
-members of a group commit what they read.  Everybody writes a history (:mod:`tests.history.record`), which the
-checker judges; the log is judged by ``logstore verify``.
+broken in turn.  Beside them transactions are committed, aborted and fenced, members of one group process
+exactly once and members of another commit what they have read.  A reader that started before all of them
+reads on through all of it and must never skip an offset.  Everybody writes a history
+(:mod:`tests.history.record`), which the checker judges; the log is judged by ``logstore verify``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from logstore._core.calls import Calls
 from logstore._sync.driver import Connection
 from tests.history.checker import Verdict, check
 from tests.history.record import Op, read_history
-from tests.history.workload import ACTORS, Plan, Sign, finish
+from tests.history.workload import ACTORS, WRITERS, Plan, Sign, finish
 from tests.support.programs import eventually, kill
 from tests.support.proxy import Fault, Proxy
 from tests.support.servers import Server, embedded
@@ -52,6 +53,8 @@ KINDS: Final[dict[str, int]] = {
     "server killed": 1,
 }
 """Faults, and how often one is chosen."""
+MORTAL: Final = frozenset({"sender", "subscriber", "transactor", "processor"})
+"""Who is killed: not the reader that started first."""
 SERVER_KILLS_APART_S: Final = 15.0
 """The embedded server gives up when it dies more often than five times a minute."""
 
@@ -60,7 +63,9 @@ SERVER_KILLS_APART_S: Final = 15.0
 class Chaos:
     faults: int = 200
     producers: int = 8
-    members: int = 2
+    others: int = 2
+    """Of each: producers with a transactional id that they take from each other, members of a group that
+    process exactly once, members of one that commit afterwards."""
     partitions: int = 4
     pause_s: float = 0.25
     """Between faults, on average."""
@@ -105,32 +110,32 @@ class Crew:
         self._chance = chance
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._stops = {senders: Sign(plan.path.with_suffix(f".{senders}")) for senders in (True, False)}
+        self._stops = {writers: Sign(plan.path.with_suffix(f".{writers}")) for writers in (True, False)}
         self._numbers = itertools.count()
         self._running: list[tuple[str, BaseProcess]] = []
 
     def start(self, actor: str) -> None:
-        stop = self._stops[actor == "sender"]
+        stop = self._stops[actor in WRITERS]
         name = f"{actor}{next(self._numbers)}"
         process = self._context.Process(target=_act, args=(actor, self.plan, name, stop), daemon=True)
         process.start()
         self._running.append((actor, process))
 
     def replace_one(self) -> None:
-        """kill -9 of a producer or a member; another one takes its place."""
-        mortal = [at for at, (actor, _) in enumerate(self._running) if actor in ("sender", "subscriber")]
+        """kill -9 of somebody; another one takes its place."""
+        mortal = [at for at, (actor, _) in enumerate(self._running) if actor in MORTAL]
         actor, process = self._running.pop(self._chance.choice(mortal))
         process.kill()
         process.join()
         self.start(actor)
 
-    def stop(self, *, senders: bool) -> None:
-        self._stops[senders].set()
+    def stop(self, *, writers: bool) -> None:
+        self._stops[writers].set()
         for actor, process in self._running:
-            if (actor == "sender") == senders:
+            if (actor in WRITERS) == writers:
                 process.join(120)
                 assert process.exitcode == 0, f"{actor} ended with {process.exitcode}"
-        self._running = [each for each in self._running if (each[0] == "sender") != senders]
+        self._running = [each for each in self._running if (each[0] in WRITERS) != writers]
 
     def kill(self) -> None:
         for _, process in self._running:
@@ -236,7 +241,8 @@ def run(server: Server, dsn: str, chaos: Chaos, path: Path) -> Report:
         try:
             crew.start("reader")
             eventually(lambda: any(op.kind == "assign" for op in _so_far(path)), "the reader reads", 60)
-            for actor, count in {"sender": chaos.producers, "subscriber": chaos.members, "marks": 1}.items():
+            others = dict.fromkeys(("subscriber", "transactor", "processor"), chaos.others)
+            for actor, count in {"sender": chaos.producers, **others, "marks": 1}.items():
                 for _ in range(count):
                     crew.start(actor)
             eventually(lambda: _acknowledged(path) > 50, "records are acknowledged", 60)
@@ -246,9 +252,9 @@ def run(server: Server, dsn: str, chaos: Chaos, path: Path) -> Report:
             # Everything heals; what goes on now has to get through.
             before = _acknowledged(path)
             eventually(lambda: _acknowledged(path) > before + 20, "records are acknowledged again", 90)
-            crew.stop(senders=True)
+            crew.stop(writers=True)
             followed = _has_followed(dsn, path)
-            crew.stop(senders=False)
+            crew.stop(writers=False)
         finally:
             crew.kill()
     finish(plan)
