@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from logstore import Producer
 from tests.cli.conftest import Cli
 from tests.cli.test_help import commands
 from tests.docs.snippets import EXECUTED, Story, blocks, same_output
@@ -83,6 +84,8 @@ def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pyt
     cli("group", "reset-offsets", "billing", "--topic", "orders", "--to-earliest", "--execute")
     cli("topic", "create", "dlq.shipping")
     cli("share", "reset-offsets", "shipping", "--topic", "orders", "--to-latest", "--execute")
+    with Producer(cli.dsn, transactional_id="payments-1") as producer:
+        producer.init_transactions()
     Path("orders.jsonl").write_text('{"key": "alice", "value": "1"}\n')
     Path("report.sql").write_text("SELECT count(*) FROM records")
     Path(".config/fish/completions").mkdir(parents=True)
@@ -120,7 +123,7 @@ def adapted(example: str) -> str:
         # Both of them delete the same group.
         create = "logstore share reset-offsets shipping --topic orders --to-latest --execute"
         return f"{create}; {example.removesuffix(' --yes')} --yes"
-    if "delete-records" in example:
+    if "delete-records" in example or "transaction fence" in example:
         return f"{example.removesuffix(' --yes')} --yes"
     if "perf" in example:
         return re.sub(r"--records \d+", "--records 300", example)
