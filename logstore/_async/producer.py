@@ -224,6 +224,8 @@ class AsyncProducer(Transacting):
     async def flush(self, timeout: float | None = None) -> None:
         """Send at once whatever waits, and wait until every record sent before is done, well or badly.
 
+        By then its callbacks have returned, too.
+
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).
         Raises RequestTimedOutError when it is over; the records stay on their way.
         """
@@ -238,9 +240,15 @@ class AsyncProducer(Transacting):
         try:
             for batch in waiting:
                 await settled(batch, None if until is None else max(0.0, until - monotonic()))
+            with self._lock:
+                telling = list(self._sender.telling.values())
+            for told in telling:
+                if not await told.wait(None if until is None else max(0.0, until - monotonic())):
+                    raise RequestTimedOutError("")
         except RequestTimedOutError:
             raise RequestTimedOutError(
-                f"Not every record was acknowledged within {timeout:g} s.", advice="They stay on their way."
+                f"Not every record was acknowledged, and called back for, within {timeout:g} s.",
+                advice="They stay on their way.",
             ) from None
         finally:
             with self._lock:

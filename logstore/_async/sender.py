@@ -97,6 +97,8 @@ class Sender:
             lock=self.lock,
             new_producer_id=partial(randbits, 63) if numbered else None,
         )
+        self.telling: dict[Batch, Event] = {}
+        """Batches that are done, whose callbacks have not all returned, with the event that they have."""
         self.closing = False
         self.aborted = False
         self._lanes = [Lane(self)]
@@ -236,6 +238,8 @@ class Sender:
         for batch in batches:
             if batch.event is not None:
                 batch.event.set()
+            if batch.callbacks:
+                self.telling.setdefault(batch, Event())
             if batch.error is not None:
                 self.tally.errors += len(batch)
         if batches:
@@ -246,8 +250,14 @@ class Sender:
         for batch in batches:
             with self.lock:
                 callbacks, batch.callbacks = batch.callbacks, None
-            for callback in callbacks or ():
-                callback()
+            try:
+                for callback in callbacks or ():
+                    callback()
+            finally:
+                with self.lock:
+                    told = self.telling.pop(batch, None)
+                if told is not None:
+                    told.set()
 
     def topics_to_look_up(self, now: float) -> list[str]:
         """Topics that somebody wants to know about, or that were last described long ago; each is given

@@ -225,6 +225,8 @@ class Producer(Transacting):
     def flush(self, timeout: float | None = None) -> None:
         """Send at once whatever waits, and wait until every record sent before is done, well or badly.
 
+        By then its callbacks have returned, too.
+
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).
         Raises RequestTimedOutError when it is over; the records stay on their way.
         """
@@ -239,9 +241,15 @@ class Producer(Transacting):
         try:
             for batch in waiting:
                 settled(batch, None if until is None else max(0.0, until - monotonic()))
+            with self._lock:
+                telling = list(self._sender.telling.values())
+            for told in telling:
+                if not told.wait(None if until is None else max(0.0, until - monotonic())):
+                    raise RequestTimedOutError("")
         except RequestTimedOutError:
             raise RequestTimedOutError(
-                f"Not every record was acknowledged within {timeout:g} s.", advice="They stay on their way."
+                f"Not every record was acknowledged, and called back for, within {timeout:g} s.",
+                advice="They stay on their way.",
             ) from None
         finally:
             with self._lock:
