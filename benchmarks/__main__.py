@@ -23,6 +23,7 @@ from benchmarks.idempotence import idempotence
 from benchmarks.latency import idle, latency
 from benchmarks.log import BenchServer, running_server
 from benchmarks.memory import memory
+from benchmarks.outbox import outbox
 from benchmarks.produce import produce
 from benchmarks.share import share, share_snapshot
 
@@ -54,6 +55,12 @@ SCENARIOS: dict[str, _Scenario] = {
     "share-snapshot": lambda server, quick, n: share_snapshot(server, cycles=2_000 if quick else 20_000),
     "exactly-once": lambda server, quick, n: exactly_once(
         server, records=100_000 if quick else 300_000, repetitions=n
+    ),
+    "outbox": lambda server, quick, n: outbox(
+        server,
+        transactions=500 if quick else 2000,
+        seconds=3 if quick else 10,
+        repetitions=1 if quick else n,
     ),
     "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }

@@ -182,6 +182,30 @@ cross join lateral staged_between(coalesce(m.base, '3:3:'), null, 0, 92233720368
 left join topic t on t.topic_id = s.topic_id
 where m.target is null or s.seq > m.reached or not pg_visible_in_snapshot(s.xid, m.target);
 
+-- For a log that came out of a dump, whose transactions are numbered as they were in the cluster that was
+-- dumped: later ones have lower numbers here. Needs the drain's lock; takes ACCESS EXCLUSIVE locks on all
+-- staging tables to the end of the transaction, which waits for every transaction that has staged something;
+-- reads mark; gives what has not been drained this transaction's number, deletes everything else and writes a
+-- mark that shows none of it; returns nothing. What was staged after mark has a higher seq than its id.
+create or replace function renumber_staged(mark drained) returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    -- Before this transaction has a number, so that it does not show it.
+    base constant pg_snapshot := pg_current_snapshot();
+begin
+    lock table staged_0, staged_1, staged_2, drained_0, drained_1, drained_2 in access exclusive mode;
+    for number in 0 .. 2 loop
+        execute format('delete from %I s
+                        where s.seq < $1.id and (pg_visible_in_snapshot(s.xid, $1.base)
+                              or s.seq <= $1.reached and pg_visible_in_snapshot(s.xid, $1.target))',
+                       'staged_' || number) using mark;
+        execute format('update %I set xid = pg_current_xact_id()', 'staged_' || number);
+    end loop;
+    truncate drained_0, drained_1, drained_2;
+    insert into drained_0 (base) values (base);
+end
+$$;
+
 -- Tries the drain's lock and, if somebody else drains, does nothing: topic_ids is null. Else takes the row
 -- locks of partitions in ascending order, as append() does; reads what has been staged by transactions that
 -- have committed since it was last done, at most max_records or about 16 MB; appends that to the log and
@@ -225,6 +249,11 @@ begin
     select d.* into mark from drained d order by d.id desc limit 1;
     mark.base := coalesce(mark.base, '3:3:');
     mark.reached := coalesce(mark.reached, 0);
+    if pg_snapshot_xmax(mark.base) > pg_snapshot_xmax(pg_current_snapshot()) then
+        perform renumber_staged(mark);
+        more := true;
+        return;
+    end if;
     -- Usually there is nothing, and this is all.
     later := pg_snapshot_xmax(mark.base);
     open := array(select pg_snapshot_xip(mark.base));

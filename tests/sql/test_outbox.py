@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
 
@@ -351,6 +352,34 @@ def test_a_follower_drains_nothing(session: Session, topic: int) -> None:
     assert isinstance(
         refused(session, "SELECT produce('t', 'k', 'v')"), psycopg.errors.ReadOnlySqlTransaction
     )
+
+
+@pytest.mark.parametrize("part", [None, 1])
+def test_a_log_out_of_a_dump(session: Session, topic: int, part: int | None) -> None:
+    """Its transactions have numbers that this cluster has not come to yet."""
+    stage(session, "a", "b")
+    drain(session, part or 10)
+    stage(session, "c")
+    # Every number in a snapshot, 1,000,000,000 more.
+    session.execute(
+        """CREATE FUNCTION _dumped(s pg_snapshot) RETURNS pg_snapshot LANGUAGE sql STRICT RETURN (
+            (pg_snapshot_xmin(s)::text::int8 + 1000000000) || ':' ||
+            (pg_snapshot_xmax(s)::text::int8 + 1000000000) || ':')::pg_snapshot"""
+    )
+    for number in range(3):
+        staged, drained = sql.Identifier(f"staged_{number}"), sql.Identifier(f"drained_{number}")
+        session.execute(
+            sql.SQL("UPDATE {} SET xid = (xid::text::int8 + 1000000000)::text::xid8").format(staged)
+        )
+        session.execute(
+            sql.SQL("UPDATE {} SET base = _dumped(base), target = _dumped(target)").format(drained)
+        )
+    stage(session, "d")
+    assert drain_all(session) == (2 if part is None else 3)
+    stage(session, "e")
+    assert drain_all(session) == 1
+    assert drain(session) == 0
+    assert log(session) == ["a", "b", "c", "d", "e"]
 
 
 def test_serializable_transactions_do_not_fail_each_other(
