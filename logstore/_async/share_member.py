@@ -79,6 +79,7 @@ class Member:
                 self._config.wakeup,
                 follower=info.is_in_recovery,
                 timeout_s=self._timeout_s,
+                attends=False,  # between two polls nobody would
             )
             self._topics = ()
         if topics and topics != self._topics:
@@ -313,4 +314,10 @@ class Member:
             seconds = min(seconds, max(self._due_s, 0.0))
         if pause.way is Way.WAKE and await self._waiting.announced(self._topic_ids):
             return
-        await (self._waiting.sleep(seconds) if pause.way is Way.WAKE else connection.wait_notify(seconds))
+        if pause.way is not Way.WAKE:
+            await connection.wait_notify(seconds)
+        elif await self._waiting.sleep(seconds) and self._waiting.outbox.due_in(time.monotonic()) <= 0:
+            drained = await self._waiting.outbox.look()
+            # Acquiring and draining take turns, so that both together are less than one query a second.
+            if seconds == pause.seconds and set(self._topic_ids).isdisjoint(drained):
+                await self._waiting.sleep(min(seconds, longest_s - seconds))

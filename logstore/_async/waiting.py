@@ -18,11 +18,19 @@ class Waiting:
     """Announces which topics the connection waits for, and listens.
 
     The order matters: announce, look once more, then sleep.  Whoever commits after the announcement wakes us;
-    what was committed before it is seen by the look.
+    what was committed before it is seen by the look.  ``attends``: it is always used, so that it can be the
+    one that drains what transactions stage.
     """
 
     def __init__(
-        self, connection: Connection, calls: Calls, wakeup: str, *, follower: bool, timeout_s: float
+        self,
+        connection: Connection,
+        calls: Calls,
+        wakeup: str,
+        *,
+        follower: bool,
+        timeout_s: float,
+        attends: bool = True,
     ) -> None:
         able = not connection.pooled and not follower
         if wakeup == "notify" and not able:
@@ -35,7 +43,7 @@ class Waiting:
         self.outbox = Outbox(
             connection,
             calls.schema,
-            able=able and wakeup != "poll",
+            able=able and wakeup != "poll" and attends,
             follower=follower,
             timeout_s=timeout_s,
         )
@@ -61,14 +69,17 @@ class Waiting:
         self._announced = wanted
         return True
 
-    async def sleep(self, seconds: float) -> None:
-        """Until a topic that is waited for has records, somebody interrupts, or the time is over."""
+    async def sleep(self, seconds: float) -> bool:
+        """Until a topic that is waited for has records, somebody interrupts, or the time is over; whether
+        it is.
+        """
         until = monotonic() + seconds
         wanted = set(map(str, self._announced))
         while (left := until - monotonic()) > 0:
             woken_for = await self._connection.wait_notify(left)
             if not woken_for or not wanted.isdisjoint(woken_for):
-                return
+                break
+        return left <= 0 or until <= monotonic()
 
     async def drain_is_due(self) -> bool:
         """For a reader that is not asleep: whether it is time to look after what is staged."""

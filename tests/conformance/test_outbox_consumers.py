@@ -119,6 +119,34 @@ def test_somebody_else_takes_the_seat(colour: Colour, database: str, execute: Ca
 
 
 @pytest.mark.one_server
+def test_the_seat_is_taken_and_nothing_happens(
+    colour: Colour, database: str, execute: Callable[..., None]
+) -> None:
+    """Whoever has it is frozen, or hangs in the network: the others drain as well, if less often."""
+    with psycopg.connect(database, autocommit=True) as frozen:
+        frozen.execute("SELECT logstore.attend_staging(), logstore.arm_doorbell()")
+        consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest")
+        wait_until(lambda: watch(database, "SELECT count(*) FROM logstore.drained") == 0)
+        execute("SELECT logstore.produce('t', 'k', 'v')")
+        assert read(consumer, 1) == [b"v"]
+
+
+@pytest.mark.one_server
+def test_a_share_consumer_drains_while_it_waits(
+    colour: Colour, database: str, execute: Callable[..., None]
+) -> None:
+    consumer = colour.share_consumer("t", dsn=database, group_id="g")
+    assert list(consumer.poll(timeout_ms=100)) == []
+    execute("SELECT logstore.produce('t', 'k', 'v')")
+    deadline = time.monotonic() + 30
+    found: list[bytes] = []
+    while not found:
+        assert time.monotonic() < deadline
+        found = [record.value for record in consumer.poll(timeout_ms=1000)]
+    assert found == [b"v"]
+
+
+@pytest.mark.one_server
 def test_one_that_may_not_drain_still_reads(
     colour: Colour, database: str, execute: Callable[..., None]
 ) -> None:
