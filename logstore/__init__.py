@@ -19,6 +19,7 @@ from logstore.errors import __all__ as _errors
 if TYPE_CHECKING:
     from logstore._async.admin import AsyncAdmin
     from logstore._async.consumer import AsyncConsumer
+    from logstore._async.consumer_transaction import ConsumerTransaction as AsyncConsumerTransaction
     from logstore._async.futures import BulkFuture as AsyncBulkFuture
     from logstore._async.futures import SendFuture as AsyncSendFuture
     from logstore._async.futures import StagedFuture as AsyncStagedFuture
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from logstore._core.listener import ConsumerRebalanceListener
     from logstore._sync.admin import Admin
     from logstore._sync.consumer import Consumer
+    from logstore._sync.consumer_transaction import ConsumerTransaction
     from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture
     from logstore._sync.producer import Producer
     from logstore._sync.share_consumer import ShareConsumer
@@ -47,6 +49,7 @@ __all__ = [
     "AsyncAdmin",
     "AsyncBulkFuture",
     "AsyncConsumer",
+    "AsyncConsumerTransaction",
     "AsyncProducer",
     "AsyncSendFuture",
     "AsyncShareConsumer",
@@ -57,6 +60,7 @@ __all__ = [
     "ConsumerGroupMetadata",
     "ConsumerRebalanceListener",
     "ConsumerRecord",
+    "ConsumerTransaction",
     "OffsetAndMetadata",
     "OffsetAndTimestamp",
     "Producer",
@@ -76,6 +80,7 @@ _HOMES: Final = {
     "AsyncAdmin": "_async.admin:AsyncAdmin",
     "AsyncBulkFuture": "_async.futures:BulkFuture",
     "AsyncConsumer": "_async.consumer:AsyncConsumer",
+    "AsyncConsumerTransaction": "_async.consumer_transaction:ConsumerTransaction",
     "AsyncProducer": "_async.producer:AsyncProducer",
     "AsyncSendFuture": "_async.futures:SendFuture",
     "AsyncShareConsumer": "_async.share_consumer:AsyncShareConsumer",
@@ -86,6 +91,7 @@ _HOMES: Final = {
     "ConsumerGroupMetadata": "records:ConsumerGroupMetadata",
     "ConsumerRebalanceListener": "_core.listener:ConsumerRebalanceListener",
     "ConsumerRecord": "records:ConsumerRecord",
+    "ConsumerTransaction": "_sync.consumer_transaction:ConsumerTransaction",
     "OffsetAndMetadata": "records:OffsetAndMetadata",
     "OffsetAndTimestamp": "records:OffsetAndTimestamp",
     "Producer": "_sync.producer:Producer",

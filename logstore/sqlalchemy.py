@@ -34,7 +34,7 @@ from logstore._async.consumer_transaction import Link as AsyncLink
 from logstore._core import outcome
 from logstore._core.arrays import ArrayParameter
 from logstore._core.call import Call
-from logstore._core.transaction_calls import TransactionCalls
+from logstore._core.staging_calls import StagingCalls
 from logstore._sync.consumer import Consumer
 from logstore._sync.consumer_transaction import ConsumerTransaction, Link
 from logstore._sync.driver import own_cursor
@@ -297,7 +297,7 @@ class _AsyncSessionLink:
 
 
 def _identity(schema: str) -> Call[str]:
-    return TransactionCalls(schema).database_identity()
+    return StagingCalls(schema).log_identity()
 
 
 def _check_idle(in_transaction: bool) -> None:

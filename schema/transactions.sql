@@ -152,15 +152,6 @@ begin
 end
 $$;
 
--- Takes no lock, reads the server's clock and catalog, writes nothing, returns what tells one database from
--- another: the server's start and the database's oid.
-create or replace function database_identity() returns text
-language sql stable set search_path from current
-begin atomic
-    select extract(epoch from pg_catalog.pg_postmaster_start_time()) || ' ' || d.oid
-    from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
-end;
-
 -- Takes the row lock of the transactional id, so waits for a transaction of its holder that is committing;
 -- writes the row: its holder is fenced from the commit on. Returns the new epoch. LS017: there is no such id.
 create or replace function fence_producer(transactional_id text) returns int2

@@ -312,6 +312,11 @@ class AsyncProducer(Transacting):
         timestamp_ms: int | None,
     ) -> StagedFuture:
         check_target(topic, partition)
+        if self._transactions is not None:
+            raise IllegalStateError(
+                "The producer has a transactional_id: its records are a part of its own transactions.",
+                advice="Send with connection= on a producer without one.",
+            )
         # What can be found out without the program's transaction does not make that fail.
         known = await self._known(topic, partition, monotonic() + self._max_block_s)
         check_sizes(Columns([key], [value], [0], None if headers is None else [headers]), known, self._limits)

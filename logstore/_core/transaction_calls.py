@@ -60,7 +60,6 @@ class TransactionCalls(GroupCalls):
         self._await_offsets = self._value("await_offsets", "text", "text", "int4[]", "int4[]", "int8[]")
         self._mark = self._value("mark_transaction", "text", "int4")
         self._check_mark = self._value("check_mark", "text")
-        self._identity = self._value("database_identity")
         self._fence = self._value("fence_producer", "text")
         self._list = self._rows(
             "transactional_id, producer_id, producer_epoch, state, timeout_ms, client_id, created_at, "
@@ -137,10 +136,6 @@ class TransactionCalls(GroupCalls):
     def check_mark(self, mark: str) -> Call[None]:
         """Raise if the session is not in the transaction that was marked so any more."""
         return Call(self._check_mark, (mark,), _none, "check_mark")
-
-    def database_identity(self) -> Call[str]:
-        """What tells one database from another."""
-        return Call(self._identity, (), _value, "database_identity")
 
     # -- administration ------------------------------------------------------------------------------------
 

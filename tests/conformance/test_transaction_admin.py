@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from logstore._core.call import Call
 from logstore._core.transaction_calls import ProducerIdentity, TransactionCalls
 from logstore.errors import ProducerFencedError, TransactionalIdNotFoundError
 from tests.support.appender import Appender
@@ -106,5 +107,5 @@ def test_the_session_may_not_idle_longer_than_the_transaction_may_last(colour: C
 
 
 def setting(writer: Any, name: str) -> str:
-    call = CALLS.database_identity()
-    return str(writer.run(type(call)("SELECT current_setting($1::text)", (name,), call.decode, "setting")))
+    call = Call("SELECT current_setting($1::text)", (name,), lambda rows: str(rows[0][0]), "setting")
+    return str(writer.run(call))

@@ -222,6 +222,7 @@ def test_steps_out_of_turn_are_refused(producer: Callable[..., Any], raw: psycop
     for refused in (
         lambda: made.send("a", b"x", partition=0),
         lambda: made.send("a", b"x"),
+        lambda: made.send("a", b"x", connection=raw),
         lambda: made.send_many("a", [b"x"]),
         lambda: made.send_and_wait("a", b"x"),
         lambda: made.send_offsets_to_transaction({A0: 0}, ConsumerGroupMetadata("g")),
