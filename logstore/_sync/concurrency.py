@@ -32,14 +32,10 @@ T = TypeVar("T")
 
 COLOUR: Final = "sync"
 
-Lock = threading.RLock
-"""Guards state that several threads touch.
+Lock = threading.Lock
+"""Guards state that several threads touch."""
 
-It is never taken twice, but knows its owner: after a Ctrl-C in the middle of taking it that is what tells
-whether it has to be given back.
-"""
-
-Mutex = threading.RLock
+Mutex = threading.Lock
 """Guards an operation that itself waits, such as the use of a connection."""
 
 ATTENTION_S: Final = 0.2
@@ -79,7 +75,7 @@ class Condition:
     """
 
     def __init__(self, lock: Lock) -> None:
-        self._lock: Any = lock
+        self._lock = lock
         self._waiters: list[_thread.LockType] = []
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -89,16 +85,17 @@ class Condition:
         """
         lock = self._lock
         waiter = _waiter(self._waiters)
+        taken: list[bool] = []
         try:
             lock.release()
             return _acquired(waiter, timeout_s)
         finally:
-            # Twice: one Ctrl-C, wherever it strikes, is followed by one that it does not strike.
+            # Ctrl-C strikes between two calls of C functions, or ends the one that waits. Taking the lock and
+            # writing that down are one; and one Ctrl-C is followed by a second try that it does not strike.
             try:
-                if not lock._is_owned():
-                    lock.acquire()
+                taken.extend(map(lock.acquire, (True,)))
             finally:
-                if not lock._is_owned():
+                if not taken:
                     lock.acquire()
                 _forget(self._waiters, waiter)
 
