@@ -87,7 +87,8 @@ $$;
 create or replace function repeated_batch(
     topic_id int4, "partition" int4, segment int4,
     producer_id int8, producer_epoch int2, base_sequence int4, record_count int4) returns int8[]
-language plpgsql volatile set search_path from current as $$
+language plpgsql volatile set search_path from current
+set enable_sort = off set enable_incremental_sort = off as $$
 declare
     known record;
     newest_epoch int2;
@@ -99,6 +100,19 @@ declare
     count constant int8 := record_count;
     last_sequence constant int8 := (base_sequence::int8 + record_count - 1) & 2147483647;
 begin
+    -- Usually it is the next one, and only other producers have appended since.
+    execute format(
+        'select b.producer_epoch, b.last_sequence from %I b
+         where (b.partition, b.producer_id) >= ($1, $2) and (b.partition, b.producer_id) <= ($1, $2)
+           and b.producer_id is not null
+         order by b.partition desc, b.producer_id desc, b.last_offset desc limit 1',
+        'b_' || topic_id || '_' || segment)
+    into newest_epoch, expected using "partition", producer_id;
+    if newest_epoch = producer_epoch and ((expected + 1) & 2147483647) = base_sequence then
+        return null;
+    end if;
+    newest_epoch := null;
+
     for known in select * from producer_batches(topic_id, "partition", segment, producer_id) loop
         if newest_epoch is null then
             newest_epoch := known.producer_epoch;
@@ -167,7 +181,6 @@ create or replace function producer_batches(topic_id int4, "partition" int4, seg
 returns table (producer_epoch int2, base_sequence int4, last_sequence int4, base_offset int8,
                append_time int8, appended_at timestamptz)
 language plpgsql stable rows 5 set search_path from current
-set enable_seqscan = off set enable_bitmapscan = off
 set enable_sort = off set enable_incremental_sort = off as $$
 #variable_conflict use_column
 declare
