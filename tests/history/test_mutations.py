@@ -316,24 +316,25 @@ def test_a_cancel_in_commit(
         monkeypatch.setattr(outcome, "cut_short", lambda sqlstate: False)
     with psycopg.connect(server.superuser_dsn, autocommit=True) as superuser:
         superuser.execute("SET synchronous_commit = local")
-        try:
-            _demand(superuser, "a replica that there is not")
-            with Producer(
-                story.dsn, acks="all", client_id="waiting", request_timeout_ms=2000, delivery_timeout_ms=2500,
-                linger_ms=0,
-            ) as producer:  # fmt: skip
+        with Producer(
+            story.dsn, acks="all", client_id="waiting", request_timeout_ms=2000, delivery_timeout_ms=2500,
+            linger_ms=0,
+        ) as producer:  # fmt: skip
+            assert producer.partitions_for("t") == {0}  # it is connected
+            try:
+                _demand(superuser, "a replica that there is not")
                 op = story.by("p").begin("send", [Send(PLACE, "a")])
                 future = producer.send("t", b"a", partition=0)
                 eventually(lambda: _cancelled(superuser), "the wait was cancelled")
                 try:
                     story.sent(op, "a", future.get(60).offset)
                 except LogstoreError as error:
-                    assert isinstance(error, UnknownOutcomeError) or not mutated
+                    assert isinstance(error, UnknownOutcomeError) and not mutated
                     story.by("p").end(op, INFO)
                 else:
                     story.by("p").end(op, OK)
-        finally:
-            _demand(superuser, None)
+            finally:
+                _demand(superuser, None)
     # The leader is gone; this is what the replica had.
     assert story.anomalies(at=standby) == ({"unseen"} if mutated else set())
 

@@ -40,7 +40,7 @@ def test_a_quiet_run_is_clean(database: str, tmp_path: Path, seed: int) -> None:
         )
 
     try:
-        eventually(enough, "everybody has done something")
+        eventually(enough, "everybody has done something", 90)
     finally:
         crew.close()
     finish(plan)
