@@ -32,9 +32,12 @@ def options(config: type[Any]) -> str:
 
 
 def methods(client: type[Any]) -> str:
-    """Every public method and property of a client, in the order of the class, in a sentence."""
+    """Every public method and property of a client, in the order of its classes, in a sentence."""
     rows = []
-    for name, member in vars(client).items():
+    members: dict[str, Any] = {}
+    for cls in client.__mro__[:-1]:
+        members = {**members, **{name: each for name, each in vars(cls).items() if name not in members}}
+    for name, member in members.items():
         if name.startswith("_"):
             continue
         documentation = inspect.getdoc(member)
