@@ -398,7 +398,9 @@ class Fetcher:
         if outbox.due_in(time.monotonic()) <= 0 and await self._drained(topic_ids):
             return
         # Fetching and draining take turns, so that both together are less than one query a second.
-        if await self._sleep(seconds) and (outbox.seated or not await self._drained(topic_ids)):
+        if await self._sleep(seconds) and (
+            outbox.due_in(time.monotonic()) > 0 or not await self._drained(topic_ids)
+        ):
             await self._sleep(seconds)
 
     async def _pause_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:

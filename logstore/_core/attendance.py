@@ -18,8 +18,10 @@ QUIET_S: Final = 0.1
 """When nothing has been staged for so long, the doorbell is armed."""
 BUSY_S: Final = 0.03
 """Records in two looks within this time mean that more are about to come."""
-UNDISTURBED_S: Final = 2.1
-"""Everybody who waits looks this often at least."""
+UNDISTURBED_S: Final = 4.2
+"""Everybody who waits and can be rung for looks this often at least."""
+LONGEST_S: Final = 2.1
+"""And this often who cannot."""
 FAILED_S: Final = 0.25
 """After an error that may pass."""
 
@@ -66,7 +68,7 @@ class Attendance:
             self._due = now + PERIOD_S
         else:
             self._due = now + (UNDISTURBED_S if self.able else self._pause_s)
-            self._pause_s = min(2 * self._pause_s, UNDISTURBED_S)
+            self._pause_s = min(2 * self._pause_s, LONGEST_S)
 
     def failed(self, now: float) -> None:
         """A look has failed, and may succeed later."""

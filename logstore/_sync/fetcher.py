@@ -399,7 +399,7 @@ class Fetcher:
         if outbox.due_in(time.monotonic()) <= 0 and self._drained(topic_ids):
             return
         # Fetching and draining take turns, so that both together are less than one query a second.
-        if self._sleep(seconds) and (outbox.seated or not self._drained(topic_ids)):
+        if self._sleep(seconds) and (outbox.due_in(time.monotonic()) > 0 or not self._drained(topic_ids)):
             self._sleep(seconds)
 
     def _pause_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
