@@ -13,6 +13,7 @@ has to be sent again is never overtaken by a later one.  Meanwhile the next batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from logstore._core.backoff import Backoff
@@ -334,10 +335,11 @@ class Accumulator(Generic[F]):
                     due = min(due, self._due_at(queue, now), oldest + timeout)
         return None if due == _FOREVER else max(0.0, due - now)
 
-    def due_by(self) -> float:
-        """When the first of all batches, waiting and under way, has to be done."""
-        batches = [*self._in_flight, *(queue.batches[0] for queue in list(self._active) if queue.batches)]
-        created = (batch.created for batch in batches if batch.created is not None)
+    def due_by(self, batches: Iterable[Batch]) -> float:
+        """When the first of ``batches``, and of those that nobody else has under way, has to be done."""
+        free = (queue for queue in list(self._active) if queue.batches and queue.in_flight is None)
+        heads = (queue.batches[0] for queue in free)
+        created = (batch.created for batch in chain(batches, heads) if batch.created is not None)
         return min(created, default=_FOREVER) + self.limits.delivery_timeout_s
 
     def upcoming(self) -> list[Batch]:

@@ -114,7 +114,7 @@ class Lane:
                     sender.work.wait(max(sender.pause(now), min(self._connect_at - now, 1.0)))
                     return not sender.aborted
             another = sender.another_lane(now) if batches else None
-            self._due_by = sender.accumulator.due_by()
+            self._due_by = sender.accumulator.due_by(batches)
         if another is not None:
             another.begin()
         if not batches:

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from time import monotonic
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,9 @@ from logstore._core.calls import AppendBatch, AppendResult, TopicMetadata
 from logstore._core.partitioner import crc32_partition
 from logstore._core.queues import Limits
 from logstore._core.sequences import LAST_EPOCH, Number, Numbering
+from logstore._sync.sender import GRACE_S, Sender
+from logstore._sync.session import Session
+from logstore.config import ProducerConfig
 from logstore.errors import (
     DeliveryTimeoutError,
     DuplicateSequenceError,
@@ -378,13 +382,24 @@ def test_numbers_begin_again_and_epochs_end_in_another_producer() -> None:
 
 def test_when_the_first_of_all_batches_has_to_be_done() -> None:
     made = accumulator()
-    assert made.due_by() == float("inf")
+    assert made.due_by([]) == float("inf")
     send(made, 1, 0)
     made.wait_s(3.0)
-    assert made.due_by() == 33.0
+    assert made.due_by([]) == 33.0
     batch = only(made, 4.0)
+    send(made, 1, 0)
     send(made, 1, 1)
     made.wait_s(5.0)
-    assert made.due_by() == 33.0
+    assert made.due_by([batch]) == 33.0
+    assert made.due_by([]) == 35.0, "what is under way elsewhere is not waited for here"
     made.settle(batch, [AppendResult(0, -1, 0)])
-    assert made.due_by() == 35.0
+    assert made.due_by([]) == 35.0
+
+
+def test_a_request_is_given_no_more_time_than_its_records_have() -> None:
+    config = ProducerConfig(request_timeout_ms=30_000, schema="logstore")
+    session = Session("host=nowhere", "logstore", timeout_s=30.0, application_name="test")
+    sender = Sender(session, config, session)
+    assert sender.patience_s(float("inf")) == 30.0
+    assert 1.0 < sender.patience_s(monotonic() + 5.0) <= 5.0
+    assert sender.patience_s(monotonic() - 5.0) == GRACE_S
