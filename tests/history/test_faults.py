@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tests.support import history_chaos
+from tests.support.every_point import points, strike_each
 from tests.support.history_chaos import Chaos
+from tests.support.proxy import Fault
 from tests.support.servers import embedded
 
 EVERYTHING = (
@@ -30,3 +33,11 @@ def test_every_kind_of_fault_once(tmp_path: Path) -> None:
     assert report.ok, report
     assert report.verdict.acknowledged > 100
     assert sum(report.faults.values()) == len(EVERYTHING)
+
+
+@pytest.mark.timeout(240)
+def test_a_fault_at_some_points_of_the_protocol(database: str, tmp_path: Path) -> None:
+    """`make prove` has each fault befall each request; here are some of both, by strides."""
+    results = list(islice(strike_each(database, tmp_path, points(list(Fault), stride=11)), 9))
+    assert all(result.ok for result in results), [str(result) for result in results if not result.ok]
+    assert sum(result.struck for result in results) > len(Fault)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Final, Self
@@ -31,6 +32,13 @@ class Fault(Enum):
     SILENCE = "the request is carried out, and nothing is heard any more, though nothing is closed"
 
 
+@dataclass
+class _Strike:
+    fault: Fault
+    text: bytes
+    after: int
+
+
 class Proxy:
     """Passes everything between clients and the server that ``dsn`` names; clients connect to :attr:`dsn`."""
 
@@ -46,7 +54,7 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._refusing = False
         self._cut_before_answer_to: bytes | None = None
-        self._strikes: list[tuple[Fault, bytes]] = []
+        self._strikes: list[_Strike] = []
         self.cuts = 0
         """How many answers were withheld, and requests lost."""
         self._closed = False
@@ -66,13 +74,14 @@ class Proxy:
         """The next time that a client sends ``text``, close instead of passing it on."""
         self.strike(Fault.REQUEST, text)
 
-    def strike(self, fault: Fault, text: bytes = b"") -> None:
+    def strike(self, fault: Fault, text: bytes = b"", *, after: int = 0) -> None:
         """Let ``fault`` befall the next request with ``text`` in it, once; several strikes queue up.
 
-        The first message of a connection, and so its establishment, has ``user`` in it.
+        The first message of a connection, and so its establishment, has ``user`` in it.  ``after``: so many
+        such requests are spared first.
         """
         with self._lock:
-            self._strikes.append((fault, text))
+            self._strikes.append(_Strike(fault, text, after))
 
     def refuse(self, refusing: bool = True) -> None:
         """Drop all connections and accept no more, until told otherwise."""
@@ -167,10 +176,12 @@ class Proxy:
     def _struck(self, data: bytes) -> Fault | None:
         with self._lock:
             for strike in self._strikes:
-                if strike[1] in data:
-                    self._strikes.remove(strike)
-                    self.cuts += 1
-                    return strike[0]
+                if strike.text in data:
+                    if strike.after == 0:
+                        self._strikes.remove(strike)
+                        self.cuts += 1
+                        return strike.fault
+                    strike.after -= 1
         return None
 
     def __enter__(self) -> Self:
