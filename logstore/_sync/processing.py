@@ -131,10 +131,9 @@ class Processing(Committing):
         try:
             settle(handler(transaction))
         except BaseException as error:
-            link = transaction._link
-            lost = link is not None and link.lost and isinstance(error, Exception)
             transaction._roll_back(TransactionAbortedError())
-            if lost:
+            link = transaction._link
+            if link is not None and link.lost and isinstance(error, Exception):
                 raise TransactionAbortedError(f"The connection was lost: {error}") from error
             self._handler_raised = True
             raise
