@@ -31,6 +31,7 @@ def break_log(cli: Cli, statement: str) -> None:
         assert connection.execute(statement.encode()).rowcount
 
 
+@pytest.mark.every_server
 def test_a_sound_log(log: Cli) -> None:
     answer = log("verify")
     assert "2 topics, 3 partitions, " in answer.out
