@@ -43,8 +43,11 @@ begin
                      and b.base_sequence <> ((b.before_sequence::int8 + 1) & 2147483647)
                      and b.append_time - b.before_time < 86400000 then
                     format('producer %%s: sequence %%s comes after %%s', b.producer_id, b.base_sequence,
-                           b.before_sequence) end as found
-            from batch b
+                           b.before_sequence)
+                when b.producer_epoch > h.producer_epoch then
+                    format('producer %%s: epoch %%s, but the transactional id %%s is at %%s', b.producer_id,
+                           b.producer_epoch, to_json(h.transactional_id), h.producer_epoch) end as found
+            from batch b left join producer h on h.producer_id = b.producer_id
             union all
             select l.partition, l.segment, l.base_offset,
                    format('producer %%s: nobody remembers its last batch in the closed segments',

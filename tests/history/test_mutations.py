@@ -98,6 +98,7 @@ def test_a_sequence_instead_of_the_lock(story: Story, mutated: bool) -> None:
         with closing(Connection.open(story.dsn, application_name="second")) as connection:
             op = story.by("second").begin("send", [Send(PLACE, "b")])
             (result,) = connection.run(CALLS.append([story.batch("b")], -1))
+            connection.run(CALLS.wake([story.topic_id]))
             story.sent(op, "b", result.base_offset)
             story.by("second").end(op, OK)
 

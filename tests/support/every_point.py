@@ -33,8 +33,8 @@ __all__ = ["Point", "points", "strike_each"]
 
 T = TypeVar("T")
 
-TIMEOUT_MS: Final = 500
-"""After so long a request that meets silence is given up."""
+TIMEOUT_MS: Final = 1500
+"""After so long a request that meets silence is given up; no other takes so long."""
 SENT: Final = 3
 TRANSACTIONS: Final = (OK, FAIL, OK)
 """Committed, aborted, committed."""
