@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,34 @@ def test_a_repeated_batch_waits_for_the_follower_too(
         while strong.pgconn.get_result() is not None:
             pass
     assert len(records(database, "t")) == 1
+
+
+def test_a_transaction_whose_wait_was_cancelled_is_asked_for_until_a_follower_has_it(
+    colour: Colour, database: str, appender: Appender, follow: Follow
+) -> None:
+    """A cancelled wait is reported as success, and is none."""
+    appender.create("t", min_insync_replicas="2")
+    follower = follow()
+    producer = colour.producer(database, transactional_id="t", retry_backoff_ms=1)
+    producer.init_transactions()
+    producer.begin_transaction()
+    future = producer.send("t", b"1")
+    follower.send_signal(signal.SIGSTOP)
+    committing = threading.Thread(target=producer.commit_transaction)
+    committing.start()
+    eventually(lambda: waiting(database) == 1, "its commit waits")
+    watch(
+        database,
+        "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        " AND datname = current_database()",
+    )
+    asking = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        " AND datname = current_database() AND query LIKE '%%await_transaction%%'"
+    )
+    eventually(lambda: watch(database, asking) == 1, "it asks, and waits again")
+    assert not future.done()
+    follower.send_signal(signal.SIGCONT)
+    committing.join(ENOUGH_S)
+    assert future.get(0).offset == 0
+    assert [each.value for each in records(database, "t")] == [b"1"]
