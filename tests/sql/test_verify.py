@@ -204,8 +204,8 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
         " (SELECT max(base_offset) FROM batches WHERE producer_id = 7 AND partition = 0)",
         {"sequences"}, "go together"),
     "a producer has an epoch that nobody was given": (
-        "INSERT INTO producer (transactional_id, producer_id, producer_epoch, timeout_ms) VALUES ('id', 7, -1,"
-        " 1000)", {"sequences"}, 'epoch 0, but the transactional id "id" is at -1'),
+        "INSERT INTO producer (transactional_id, producer_id, producer_epoch, timeout_ms)"
+        " VALUES ('id', 7, -1, 1000)", {"sequences"}, 'epoch 0, but the transactional id "id" is at -1'),
     "a producer is forgotten": (
         "DELETE FROM producer_state WHERE partition = 0", {"sequences"}, "nobody remembers its last batch"),
     "a producer is remembered at another offset": (
