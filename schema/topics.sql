@@ -154,6 +154,8 @@ language plpgsql volatile security definer set search_path from current as $$
 declare
     gone topic := guarded_topic(name);
 begin
+    -- In the order of everybody who locks several of them.
+    perform from topic_partition p where p.topic_id = gone.topic_id order by p.partition for update;
     delete from topic_partition p where p.topic_id = gone.topic_id;
     delete from producer_state s where s.topic_id = gone.topic_id;
     delete from sealed_segment s where s.topic_id = gone.topic_id;

@@ -39,9 +39,16 @@ def from_foreign(error: BaseException, schema: str) -> LogstoreError:
                 "The transaction has failed before.", advice="Roll it back.", details={"sqlstate": sqlstate}
             )
         return from_server(sqlstate, *_parts(cause))
+    if _misused(error):
+        return IllegalStateError(f"The record could not be staged: {error}")
     return ConnectionFailedError(
         f"The record could not be staged: {error}", advice="Roll the transaction back and do it again."
     )
+
+
+def _misused(error: BaseException) -> bool:
+    """SQLAlchemy says that the session or connection cannot be used like this."""
+    return type(error).__name__ in ("InvalidRequestError", "ResourceClosedError", "PendingRollbackError")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -39,11 +39,11 @@ def _runner(connection: Any) -> Any:
         return _on_psycopg
     module = type(connection).__module__
     if not module.startswith(("sqlalchemy.ext.asyncio", "asyncpg")):
-        # A session, a scoped session or a subclass of the program's: connection() is a method.
-        if callable(getattr(connection, "connection", None)) and hasattr(connection, "get_bind"):
-            return _on_session
         if hasattr(connection, "exec_driver_sql"):
             return _on_connection
+        # A session, a scoped session or a subclass of the program's.
+        if hasattr(connection, "get_bind") and hasattr(connection, "connection"):
+            return _on_session
     raise InvalidArgumentError(
         f"connection is a psycopg Connection or SQLAlchemy's Session or Connection, not "
         f"{module}.{type(connection).__qualname__}.",

@@ -272,6 +272,13 @@ def test_what_send_refuses_leaves_the_transaction_alone(
     assert in_log(database) == [b"v"] * len(kinds(colour))
 
 
+def test_a_session_that_cannot_be_used(colour: Colour, database: str, opened: Callable[..., Mine]) -> None:
+    mine = opened("engine")
+    mine.close()
+    with pytest.raises(IllegalStateError, match="closed"):
+        colour.producer(database).send("t", b"v", connection=mine.raw)
+
+
 def test_something_else(colour: Colour, database: str) -> None:
     producer = colour.producer(database)
     for thing in (object(), "postgresql://", 5, create_engine("postgresql+psycopg://")):

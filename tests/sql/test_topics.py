@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.support.sqllog import Connect, Session, append, refused, rows, value
+from tests.support.sqllog import (
+    Connect,
+    Session,
+    append,
+    refused,
+    rows,
+    value,
+    wait_until,
+    waits_for_lock,
+)
 
 
 def create(session: Session, name: str = "t", partitions: Any = 1, configs: Any = None, **more: Any) -> Any:
@@ -243,3 +253,21 @@ def test_catalog_views(session: Session) -> None:
         (0, 1, 0, -1, 0, 0, False, f"b_{topic}_0"),
         (1, 0, 2, 2, 1, size, False, f"b_{topic}_1"),
     ]
+
+
+def test_deleting_does_not_deadlock_with_whoever_writes_to_several_partitions(
+    connect: Connect, session: Session
+) -> None:
+    topic = value(session, "SELECT create_topic('several', 3)")
+    # Rows are no longer where their order would have them.
+    session.execute("UPDATE topic_partition SET log_start = 0 WHERE partition = 0")
+    writer, deleter = connect(), connect(enable_indexscan="off", enable_bitmapscan="off")
+    writer.execute("BEGIN")
+    append(writer, topic, partition=0)
+    with ThreadPoolExecutor(1) as pool:
+        deleting = pool.submit(deleter.execute, "SELECT delete_topic('several')")
+        wait_until(lambda: waits_for_lock(session, deleter))
+        append(writer, topic, partition=1)
+        append(writer, topic, partition=2)
+        writer.execute("COMMIT")
+        deleting.result()
