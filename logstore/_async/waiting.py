@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
 from logstore._async.driver import Connection
@@ -47,6 +47,8 @@ class Waiting:
             follower=follower,
             timeout_s=timeout_s,
         )
+        self.brought = False
+        """What the next look finds, we have drained: it does not mean that somebody appends."""
         self._connection = connection
         self._calls = calls
         self._timeout_s = timeout_s
@@ -81,6 +83,11 @@ class Waiting:
                 break
         return left <= 0 or until <= monotonic()
 
+    async def drained(self, wanted: Collection[str]) -> bool:
+        """Drain what transactions have staged; whether some of it was of ``wanted`` topics."""
+        self.brought = not set(wanted).isdisjoint(map(str, await self.outbox.look()))
+        return self.brought
+
     async def drain_is_due(self) -> bool:
         """For a reader that is not asleep: whether it is time to look after what is staged."""
         outbox = self.outbox
@@ -100,7 +107,7 @@ class Waiting:
             now = monotonic()
             due_in = outbox.due_in(now)
             if due_in <= 0 and (outbox.seated or outbox.rung):
-                if not wanted.isdisjoint(map(str, await outbox.look())):
+                if await self.drained(wanted):
                     return False
                 continue
             if now >= until:

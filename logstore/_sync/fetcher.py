@@ -379,8 +379,10 @@ class Fetcher:
             behind = self._subscription.behind(request)
             self._tell()
             self._is_caught_up(not found)
+        drained, self._waiting.brought = self._waiting.brought, False
         if found:
-            self._waiting.pace.found(now)
+            if not drained:
+                self._waiting.pace.found(now)
             if behind:
                 if self._waiting.outbox.seated and self._waiting.drain_is_due():
                     self._waiting.outbox.look()
@@ -412,7 +414,7 @@ class Fetcher:
     def _drained(self, topic_ids: Sequence[int]) -> bool:
         """Drain what transactions have staged; whether some of it was for us."""
         assert self._waiting is not None
-        return not set(topic_ids).isdisjoint(self._waiting.outbox.look())
+        return self._waiting.drained(set(map(str, topic_ids)))
 
     def _is_caught_up(self, now: bool) -> None:
         if now != self.caught_up:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
 from logstore._core.calls import Calls
@@ -48,6 +48,8 @@ class Waiting:
             follower=follower,
             timeout_s=timeout_s,
         )
+        self.brought = False
+        """What the next look finds, we have drained: it does not mean that somebody appends."""
         self._connection = connection
         self._calls = calls
         self._timeout_s = timeout_s
@@ -82,6 +84,11 @@ class Waiting:
                 break
         return left <= 0 or until <= monotonic()
 
+    def drained(self, wanted: Collection[str]) -> bool:
+        """Drain what transactions have staged; whether some of it was of ``wanted`` topics."""
+        self.brought = not set(wanted).isdisjoint(map(str, self.outbox.look()))
+        return self.brought
+
     def drain_is_due(self) -> bool:
         """For a reader that is not asleep: whether it is time to look after what is staged."""
         outbox = self.outbox
@@ -101,7 +108,7 @@ class Waiting:
             now = monotonic()
             due_in = outbox.due_in(now)
             if due_in <= 0 and (outbox.seated or outbox.rung):
-                if not wanted.isdisjoint(map(str, outbox.look())):
+                if self.drained(wanted):
                     return False
                 continue
             if now >= until:
