@@ -161,9 +161,9 @@ class Connection:
         self._in_transaction = False
         await self._say("COMMIT", timeout_s, committing=True)
 
-    async def listen(self, channel: str) -> None:
+    async def listen(self, channel: str, *, timeout_s: float | None = None) -> None:
         """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
-        await self._bounded(self._raw.add_listener(channel, self._on_notify), None, committing=False)
+        await self._bounded(self._raw.add_listener(channel, self._on_notify), timeout_s, committing=False)
 
     async def wait_notify(self, timeout_s: float) -> list[str]:
         """Wait until a notification comes; its payload, and those of all that came with it.

@@ -104,7 +104,7 @@ class Outbox:
     async def _take_seat(self) -> None:
         if await self._connection.run(self._calls.attend_staging(), timeout_s=self._timeout_s):
             if not self._listening:
-                await self._connection.listen(self._calls.staged_channel)
+                await self._connection.listen(self._calls.staged_channel, timeout_s=self._timeout_s)
                 self._listening = True
             self.attendance.took_the_seat(monotonic())
 

@@ -275,9 +275,9 @@ class Connection:
         self._in_transaction = False
         self._execute("COMMIT", None, timeout_s, committing=True)
 
-    def listen(self, channel: str) -> None:
+    def listen(self, channel: str, *, timeout_s: float | None = None) -> None:
         """Receive the notifications of ``channel``; not possible behind a pooler or on a follower."""
-        self._execute('LISTEN "' + channel.replace('"', '""') + '"', (), None, committing=False)
+        self._execute('LISTEN "' + channel.replace('"', '""') + '"', (), timeout_s, committing=False)
 
     def wait_notify(self, timeout_s: float) -> list[str]:
         """Wait until a notification comes; its payload, and those of all that came with it.

@@ -222,7 +222,7 @@ class Heart:
             with self.lock:
                 self._connection = connection
             if not connection.pooled and not info.is_in_recovery:
-                connection.listen(self._calls.group_channel)
+                connection.listen(self._calls.group_channel, timeout_s=self._timeout_s)
         return self._connection
 
     def _disconnect(self) -> None:

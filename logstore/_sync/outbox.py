@@ -105,7 +105,7 @@ class Outbox:
     def _take_seat(self) -> None:
         if self._connection.run(self._calls.attend_staging(), timeout_s=self._timeout_s):
             if not self._listening:
-                self._connection.listen(self._calls.staged_channel)
+                self._connection.listen(self._calls.staged_channel, timeout_s=self._timeout_s)
                 self._listening = True
             self.attendance.took_the_seat(monotonic())
 

@@ -62,7 +62,7 @@ class Waiting:
         if wanted == self._announced:
             return False
         if not self._listening:
-            self._connection.listen(self._calls.wake_channel)
+            self._connection.listen(self._calls.wake_channel, timeout_s=self._timeout_s)
             self._listening = True
         known = set(self._announced)
         self.not_waiting(known.difference(wanted))

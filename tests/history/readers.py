@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import psycopg
 
 from logstore import Consumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from logstore._core.call import Call
+from logstore._sync.driver import Connection
 from logstore.errors import CommitFailedError, LogstoreError, RequestTimedOutError
 from tests.history.plan import Plan, Stop, patiently
 from tests.history.record import FAIL, INFO, OK, Poll, Recorder
@@ -161,30 +163,35 @@ def marks(plan: Plan, name: str, stop: Stop) -> None:
     """Looks at the watermarks again and again."""
     recorder = Recorder(plan.path, name)
     while not stop.is_set():
-        with suppress(psycopg.Error), psycopg.connect(plan.dsn, autocommit=True) as connection:
-            while not stop.wait(0.05):
-                with recorder.operation("marks", node="leader") as op:
-                    op.said["marks"] = _marks(connection, plan)
+        with suppress(LogstoreError):
+            connection = Connection.open(plan.dsn, timeout_s=3, application_name="chaos")
+            with closing(connection):
+                while not stop.wait(0.05):
+                    with recorder.operation("marks", node="leader") as op:
+                        op.said["marks"] = connection.run(_marks(plan), timeout_s=3)
         stop.wait(0.05)
     recorder.close()
 
 
-def _marks(connection: psycopg.Connection[Any], plan: Plan) -> dict[str, dict[str, int]]:
-    rows = connection.execute(
-        "SELECT partition, log_start, high_watermark, leader_epoch FROM logstore.partitions WHERE topic = %s",
-        [plan.topic],
+def _marks(plan: Plan) -> Call[dict[str, dict[str, int]]]:
+    return Call(
+        "SELECT partition, log_start, high_watermark, leader_epoch FROM logstore.partitions"
+        " WHERE topic = $1::text",
+        (plan.topic,),
+        lambda rows: {
+            f"{plan.topic}-{partition}": {"log_start": start, "hw": high, "end": high, "epoch": epoch}
+            for partition, start, high, epoch in rows
+        },
+        "marks",
     )
-    return {
-        f"{plan.topic}-{partition}": {"log_start": start, "hw": high, "end": high, "epoch": epoch}
-        for partition, start, high, epoch in rows
-    }
 
 
 def finish(plan: Plan, name: str = "last") -> None:
     """Read everything there is, and write down the log as it lies there."""
     recorder = Recorder(plan.path, name)
+    with closing(Connection.open(plan.dsn)) as looking:
+        ends = {each: found["end"] for each, found in looking.run(_marks(plan)).items()}
     with psycopg.connect(plan.dsn) as connection:
-        ends = {each: found["end"] for each, found in _marks(connection, plan).items()}
         batches = connection.execute(
             "SELECT partition, base_offset, record_count, leader_epoch, producer_id, producer_epoch"
             " FROM logstore.batches b JOIN logstore.topic t USING (topic_id) WHERE t.name = %s"
