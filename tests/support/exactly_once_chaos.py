@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -30,6 +31,7 @@ __all__ = ["Outcome", "Payment", "Plan", "check", "run"]
 
 FAULTS: Final = ("kill", "kill", "kill", "freeze", "terminate", "terminate")
 PATIENCE_S: Final = 60.0
+CRASHES_APART_S: Final = 15.0
 
 _PAY: Final = """
 INSERT INTO account VALUES ($1::int, $2::bigint, $3::bigint)
@@ -82,12 +84,47 @@ class Outcome:
         )
 
 
-def run(dsn: str, plan: Plan) -> Outcome:
-    """Produce, process with workers that have a hard time, and check."""
-    with psycopg.connect(dsn, autocommit=True) as raw, Producer(dsn, client_id="feeder") as producer:
-        raw.execute("SELECT logstore.create_topic('in', %s, null), logstore.create_topic('out', 3, null)",
+class Observer:
+    """Asks the server, again if it has been killed."""
+
+    def __init__(self, dsn: str, postmaster: Path | None) -> None:
+        self._dsn = dsn
+        self._postmaster = postmaster
+        self._crashed = -CRASHES_APART_S
+
+    def rows(self, text: str, parameters: Sequence[Any] | None = None) -> list[Any]:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with psycopg.connect(self._dsn, autocommit=True) as raw:
+                    cursor = raw.execute(text.encode(), parameters)
+                    return cursor.fetchall() if cursor.description else []
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def crash(self) -> None:
+        """kill -9 of the server, which is started again by whoever looks after it, but not any number of
+        times a minute.
+        """
+        if self._postmaster is not None and time.monotonic() - self._crashed >= CRASHES_APART_S:
+            self._crashed = time.monotonic()
+            self.rows("SELECT")  # it runs
+            with suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int(self._postmaster.read_text().split("\n", 1)[0]), signal.SIGKILL)
+
+
+def run(dsn: str, plan: Plan, postmaster: Path | None = None) -> Outcome:
+    """Produce, process with workers that have a hard time, and check.
+
+    ``postmaster``: the file with the id of the server's process, which may then be killed as well.
+    """
+    raw = Observer(dsn, postmaster)
+    with Producer(dsn, client_id="feeder") as producer:
+        raw.rows("SELECT logstore.create_topic('in', %s, null), logstore.create_topic('out', 3, null)",
                     [plan.partitions])  # fmt: skip
-        raw.execute("CREATE TABLE account (id int PRIMARY KEY, balance bigint, payments bigint)")
+        raw.rows("CREATE TABLE account (id int PRIMARY KEY, balance bigint, payments bigint)")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         chance = random.Random(plan.seed)
@@ -109,7 +146,9 @@ def run(dsn: str, plan: Plan) -> Outcome:
                 producer.flush()
                 time.sleep(chance.uniform(0.2, 1.8) * plan.pause_s)
                 place = chance.randrange(plan.workers)
-                _strike(chance.choice(FAULTS), workers, place, raw)
+                _strike(
+                    chance.choice(FAULTS if postmaster is None else (*FAULTS, "crash")), workers, place, raw
+                )
                 if not workers[place].is_alive():
                     workers[place].join()
                     workers[place] = start(place)
@@ -123,7 +162,7 @@ def run(dsn: str, plan: Plan) -> Outcome:
         # What the last worker was committing when it was killed.
         while _lag(raw) and time.monotonic() < deadline:
             time.sleep(0.02)
-        rows = raw.execute("SELECT id, balance, payments FROM account").fetchall()
+        rows = raw.rows("SELECT id, balance, payments FROM account")
         outcome = Outcome(
             plan,
             time.monotonic() - began,
@@ -227,7 +266,7 @@ async def _run_tasks(dsn: str, plan: Plan) -> None:
 # -- from outside ------------------------------------------------------------------------------------------
 
 
-def _strike(fault: str, workers: Sequence[Any], place: int, raw: psycopg.Connection[Any]) -> None:
+def _strike(fault: str, workers: Sequence[Any], place: int, raw: Observer) -> None:
     process = workers[place]
     if fault == "kill":
         process.kill()
@@ -238,25 +277,27 @@ def _strike(fault: str, workers: Sequence[Any], place: int, raw: psycopg.Connect
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(1.2)
             os.kill(process.pid, signal.SIGCONT)
+    elif fault == "crash":
+        raw.crash()
     else:
-        raw.execute(
+        raw.rows(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND application_name = 'logstore'"
             " ORDER BY random() LIMIT 1"
         )
 
 
-def _lag(raw: psycopg.Connection[Any]) -> int:
-    row = raw.execute(
+def _lag(raw: Observer) -> int:
+    ((behind, partitions),) = raw.rows(
         "SELECT sum(end_offset - coalesce(committed_offset, 0)), count(*) FROM logstore.lag_of('g')"
-    ).fetchone()
-    return int(row[0]) if row and row[1] else 1
+    )
+    return int(behind) if partitions else 1
 
 
-def _output(raw: psycopg.Connection[Any]) -> list[Payment]:
-    rows = raw.execute(
+def _output(raw: Observer) -> list[Payment]:
+    rows = raw.rows(
         "SELECT value_text FROM logstore.records WHERE topic = 'out' ORDER BY partition, \"offset\""
-    ).fetchall()
+    )
     return [Payment(*map(int, value.split())) for (value,) in rows]
 
 
@@ -269,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan(options.faults, partitions=8, accounts=50, workers=options.workers, seed=options.seed)
     print(plan, flush=True)
     with embedded() as server:
-        outcome = run(server.create(), plan)
+        assert server.home is not None
+        outcome = run(server.create(), plan, server.home / "data" / "postmaster.pid")
     print(outcome)
     print(*outcome.problems[:20], sep="\n")
     return 1 if outcome.problems else 0
