@@ -56,6 +56,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
-        "drop table drained_0, drained_1, drained_2, staged_0, staged_1, staged_2;"
-        "drop sequence staging_order"
+        "drop table drained_0, drained_1, drained_2, staged_0, staged_1, staged_2;drop sequence staging_order"
     )
