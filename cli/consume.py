@@ -182,8 +182,9 @@ class _Reader:
                 records = self._wanted(tp, records)
                 if limit is not None:
                     records = records[: limit - self.printed]
-                out.write(b"".join(map(formatter, records)))
+                # Counted first: Ctrl-C may come as soon as they can be seen.
                 self.printed += len(records)
+                out.write(b"".join(map(formatter, records)))
             out.flush()
             if self.printed == limit:
                 return

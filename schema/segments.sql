@@ -72,9 +72,9 @@ begin
 end
 $$;
 
--- Needs the partition's row lock, which append() holds; reads the last batches of the segment that the
--- partition leaves, writes that segment's catalog row, what its producers have appended and the partition's
--- row, returns the offset at which the partition enters the next segment.
+-- Needs the partition's row lock, which append() holds; takes the next leaf's ACCESS SHARE lock; reads the last
+-- batches of the segment that the partition leaves, writes that segment's catalog row, what its producers have
+-- appended and the partition's row, returns the offset at which the partition enters the next segment.
 create or replace function enter_segment(
     topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
 language plpgsql volatile set search_path from current as $$
@@ -82,6 +82,10 @@ language plpgsql volatile set search_path from current as $$
 declare
     end_offset int8;
 begin
+    -- A commit is visible a moment before the other sessions are told of the tables that it made: an insert
+    -- through the parent would find no leaf. Whoever made the leaf has it locked until after that.
+    execute format('lock table only %I in access share mode',
+                   'b_' || enter_segment.topic_id || '_' || enter_segment.next_segment);
     execute format('insert into sealed_segment (topic_id, partition, segment, first_offset, last_offset,
                                                 bytes, min_timestamp, max_timestamp, disorder)
                     select topic_id, partition, segment, $2, last_offset, segment_bytes,
