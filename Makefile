@@ -12,8 +12,8 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Two at a time: half of the tests wait for a server most of the time.  Each has servers of its own.
-JOBS ?= 2
+# Three at a time on two cores: many tests wait for a server most of the time.  Each has servers of its own.
+JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
 ARGS ?=
 

@@ -30,8 +30,6 @@ __all__ = ["Outcome", "Terms", "run"]
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 PARTITIONS = 4
 ACCOUNTS = 32
-LOCK_TIMEOUT_MS = 50
-"""Whoever waits longer than this for a lock inside of produce() or COMMIT has been blocked."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Terms:
     seconds: float
     sleep_s: float
     """What a long transaction sleeps."""
+    lock_timeout_ms: int = 50
+    """Whoever waits longer than this for a lock inside of produce() or COMMIT has been blocked."""
     writers: int = 16
     pause_s: float = 0.0
     """Between two transactions of a writer, on average."""
@@ -144,7 +144,7 @@ class Chaos:
                     self.dsn,
                     autocommit=True,
                     application_name="chaos writer",
-                    options=f"-c lock_timeout={LOCK_TIMEOUT_MS}",
+                    options=f"-c lock_timeout={self.terms.lock_timeout_ms}",
                 )
             count += 1
             self.stop.wait(2 * self.terms.pause_s * dice.random())
