@@ -51,7 +51,9 @@ def poll(consumer: Any, **options: Any) -> list[ShareRecord]:
 
 
 def until_somebody_waits(queue: Queue) -> None:
-    """Until a member has announced that it waits for records."""
+    """Until a member has announced that it waits for records; behind a pooler none does, they look again."""
+    if queue.connection.pooled:
+        return
     waiting = (
         "select count(*) from pg_locks where locktype = 'advisory' and mode = 'ShareLock' and objsubid = 2"
     )
