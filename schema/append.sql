@@ -123,7 +123,7 @@ begin
             topic_id, "partition", jsonb_build_object('record_count', record_count), null);
     end if;
 
-    now_ms := floor(extract(epoch from clock_timestamp()) * 1000);
+    now_ms := clock_ms();
     if timestamp_type = 1 then
         max_timestamp := now_ms;
         min_timestamp := now_ms;

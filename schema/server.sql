@@ -19,6 +19,12 @@ begin atomic
                           where state = 'streaming' and sync_state in ('sync', 'quorum')) end;
 end;
 
+-- Takes no lock, reads the server's clock, writes nothing, returns what time it is for the log, in ms since the
+-- epoch. Everything that goes by the time asks here (so that a test can let years pass); to be inlined.
+create or replace function clock_ms() returns int8
+language sql volatile
+return floor(extract(epoch from pg_catalog.clock_timestamp()) * 1000)::int8;
+
 -- Takes no lock, reads and writes nothing, returns the first key of this log's advisory locks for one purpose
 -- (two logs may share a database); the second key is a topic id.
 create or replace function lock_class(purpose text) returns int4

@@ -91,7 +91,7 @@ begin
             header_records := '{}';
             header_keys := '{}';
             header_values := '{}';
-            now_ms := floor(extract(epoch from clock_timestamp()) * 1000);
+            now_ms := clock_ms();
         end if;
         keys := keys || letter.key;
         bodies := bodies || letter.body;

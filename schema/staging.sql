@@ -36,7 +36,7 @@ create or replace function stage(
     header_keys text[], header_values bytea[], "timestamp" int8) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
-    now_ms constant int8 := floor(extract(epoch from clock_timestamp()) * 1000);
+    now_ms constant int8 := clock_ms();
     -- Of this transaction and this log: set once it has staged something.
     flag constant text := 'staging.log_' || (lock_class('staged') & 2147483647);
     turn constant int4 := staging_turn();

@@ -12,8 +12,9 @@ __all__ = ["catalog"]
 PARTS = {
     "columns": (
         """
-        SELECT c.relname, c.relkind, c.relpersistence, c.reloptions, c.relpartbound IS NOT NULL, a.attnum,
-               a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage, a.attcompression,
+        SELECT c.relname, c.relkind, c.relpersistence, c.reloptions, c.relpartbound IS NOT NULL,
+               row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname,
+               format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage, a.attcompression,
                a.attidentity, a.attcollation::regcollation, pg_get_expr(d.adbin, d.adrelid),
                replace(c.relacl::text, current_user, 'owner')
         FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

