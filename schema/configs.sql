@@ -1,7 +1,7 @@
 -- Topic configs: one table of names, defaults, ranges and meanings, from which everything else is worked out.
 
--- Kafka's names and defaults. type: long, int, double, string (one of "values") or list (some of "values",
--- comma separated).
+-- Kafka's names and defaults. type: long, int, double, string (one of "values"), list (some of "values",
+-- comma separated) or text (anything).
 create or replace view topic_config as
 select d.name::text, d.type::text, d."default"::text, d.minimum::numeric, d.maximum::numeric,
        d."values"::text[], d.doc::text
@@ -14,6 +14,14 @@ from (values
      'send plain records. Takes effect with the next segment.'),
     ('delete.retention.ms', 'long', '86400000', 0, 9223372036854775807, null,
      'How long a compacted topic keeps tombstones, in ms.'),
+    ('local.retention.bytes', 'long', '-2', -2, 9223372036854775807, null,
+     'With remote.storage.enable: the size of a partition''s part in PostgreSQL above which its oldest '
+     'segments stay in files only; -1: no limit, -2: as retention.bytes.'),
+    ('local.retention.ms', 'long', '-2', -2, 9223372036854775807, null,
+     'With remote.storage.enable: the age at which segments stay in files only, in ms; -1: never, -2: as '
+     'retention.ms.'),
+    ('file.delete.delay.ms', 'long', '60000', 0, 9223372036854775807, null,
+     'How long the space of a dropped segment is kept, in ms, for those who are reading it.'),
     ('max.compaction.lag.ms', 'long', '9223372036854775807', 1, 9223372036854775807, null,
      'The longest that a record may stay uncompacted, in ms.'),
     ('max.message.bytes', 'int', '1048588', 0, 268435456, null,
@@ -32,6 +40,16 @@ from (values
      'How long a record stays uncompacted at least, in ms.'),
     ('min.insync.replicas', 'int', '1', 1, 32767, null,
      'How many servers, the leader included, have to have a record before acks=all is answered.'),
+    ('remote.log.copy.disable', 'string', 'false', null, null, '{false,true}',
+     'With remote.storage.enable: copy no more segments; what is in files stays readable.'),
+    ('remote.log.delete.on.disable', 'string', 'false', null, null, '{false,true}',
+     'Lets remote.storage.enable be set back to false although records are in files only: they are deleted.'),
+    ('remote.storage.enable', 'string', 'false', null, null, '{false,true}',
+     'Copy sealed segments to Parquet files, and keep them there when local.retention.ms or '
+     'local.retention.bytes has taken them out of PostgreSQL. Not for compacted topics.'),
+    ('remote.storage.url', 'text', '', null, null, null,
+     'Where the files of this topic go: any URL that fsspec knows, such as s3://bucket/log. Empty: where '
+     '`logstore tier location` says, else a directory of the machine that the worker runs on.'),
     ('retention.bytes', 'long', '-1', -1, 9223372036854775807, null,
      'The size of a partition above which its oldest segments are dropped; -1: no limit.'),
     ('retention.ms', 'long', '604800000', -1, 9223372036854775807, null,
@@ -81,7 +99,9 @@ begin
             given, 'Use lz4 or uncompressed.');
     end if;
 
-    if definition.type in ('int', 'long', 'double') then
+    if definition.type = 'text' and value is not null then
+        return btrim(value);
+    elsif definition.type in ('int', 'long', 'double') then
         if value ~ '^\s*[-+]?[0-9]{1,30}(\.[0-9]{1,30})?\s*$' then
             number := value;
         end if;

@@ -1,30 +1,34 @@
 -- Segments: the leaf tables b_<topic_id>_<segment> that hold the batches.
 
--- Takes no lock, reads and writes nothing, returns when a segment made at created_at is old enough to be
--- closed, in ms since the epoch.
-create or replace function roll_time(configs jsonb, created_at timestamptz) returns int8
+-- Takes no lock, reads the clock, writes nothing, returns when a segment made now is old enough to be closed, in
+-- ms since the epoch.
+create or replace function roll_time(configs jsonb) returns int8
 language sql volatile set search_path from current
-begin atomic
-    select least(
-        floor(extract(epoch from created_at) * 1000) + (configs ->> 'segment.ms')::numeric
-            - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric,
-                                              (configs ->> 'segment.ms')::numeric)),
-        9223372036854775807)::int8;
-end;
+return least(
+    clock_ms() + (configs ->> 'segment.ms')::numeric
+        - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric,
+                                          (configs ->> 'segment.ms')::numeric)),
+    9223372036854775807)::int8;
 
--- Locks the topic's table in SHARE UPDATE EXCLUSIVE mode, which appends and reads do not notice, reads the
--- topic's configs, makes and attaches the leaf for one more segment and writes its catalog row, returns
--- nothing. (CREATE TABLE ... PARTITION OF would wait for everybody and block every append.)
-create or replace function add_segment(topic_id int4, segment int4) returns void
+-- Needs the topic's guard; takes the topic's row lock and locks its table in SHARE UPDATE EXCLUSIVE mode, which
+-- appends and reads do not notice; makes and attaches the leaf for one more segment, writes its catalog row,
+-- returns its number. place: after which of the segments it comes (null: after them all). (CREATE TABLE ...
+-- PARTITION OF would wait for everybody and block every append.)
+create or replace function add_segment(topic_id int4, live boolean default true, place int4 default null)
+returns int4
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
 declare
     parent text := 'b_' || add_segment.topic_id;
-    leaf text := parent || '_' || add_segment.segment;
-    compressed boolean := (
-        select t.configs ->> 'compression.type' = 'lz4' from topic t where t.topic_id = add_segment.topic_id);
+    leaf text;
+    number int4;
+    compressed boolean;
     arrays text;
 begin
+    update topic t set last_segment = t.last_segment + 1
+    where t.topic_id = add_segment.topic_id
+    returning t.last_segment, coalesce(t.configs ->> 'compression.type' = 'lz4', false) into number, compressed;
+    leaf := parent || '_' || number;
     -- Batches of up to 8 kB stay in the row; the TOAST table is for the large ones.
     execute format('create table %I (like batches including all)
                     with (%s vacuum_truncate = off, toast.vacuum_truncate = off)', leaf,
@@ -41,20 +45,23 @@ begin
     -- What a producer has appended. An append only ever adds to it.
     execute format('create index %I on %I (partition, producer_id, last_offset) where producer_id is not null',
                    leaf || '_producer', leaf);
-    execute format('alter table %I attach partition %I for values in (%s)', parent, leaf,
-                   add_segment.segment);
-    insert into topic_segment (topic_id, segment) values (add_segment.topic_id, add_segment.segment);
+    execute format('alter table %I attach partition %I for values in (%s)', parent, leaf, number);
+    insert into topic_segment (topic_id, segment, live, place, created_at)
+    values (add_segment.topic_id, number, add_segment.live, coalesce(add_segment.place, number),
+            to_timestamp(clock_ms() / 1000.0));
+    return number;
 end
 $$;
 
--- Tries the topic's guard and, if somebody else has it or the topic has gone on from segment already, does
--- nothing; else takes the topic's row lock, makes the next segment and makes it the active one. Returns the
--- active segment as it then is. Partitions follow by themselves at their next append.
+-- Never waits: tries the topic's guard and the lock that a new leaf needs and, if somebody else has one of them
+-- or the topic has gone on from segment already, does nothing; else makes the next segment and makes it the
+-- active one. Returns the active segment as it then is. Partitions follow by themselves at their next append,
+-- or roll_idle() takes them along.
 create or replace function roll_segment(topic_id int4, segment int4) returns int4
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
 declare
-    next_segment int4 := roll_segment.segment + 1;
+    next_segment int4;
     active int4;
 begin
     if not pg_try_advisory_xact_lock(lock_class('guard'), roll_segment.topic_id) then
@@ -64,9 +71,15 @@ begin
     if active <> roll_segment.segment then
         return active;
     end if;
-    perform add_segment(roll_segment.topic_id, next_segment);
-    update topic t
-    set active_segment = next_segment, roll_at = roll_time(effective_configs(t.configs), clock_timestamp())
+    -- Somebody analyses the topic's table, say, or detaches another leaf by hand.
+    begin
+        execute format('lock table only %I in share update exclusive mode nowait',
+                       'b_' || roll_segment.topic_id);
+    exception when lock_not_available then
+        return roll_segment.segment;
+    end;
+    next_segment := add_segment(roll_segment.topic_id);
+    update topic t set active_segment = next_segment, roll_at = roll_time(effective_configs(t.configs))
     where t.topic_id = roll_segment.topic_id;
     return next_segment;
 end

@@ -59,7 +59,11 @@ begin atomic
         timestamp_before_max = (c.configs ->> 'message.timestamp.before.max.ms')::int8,
         timestamp_after_max = (c.configs ->> 'message.timestamp.after.max.ms')::int8,
         min_insync_replicas = (c.configs ->> 'min.insync.replicas')::int2,
-        roll_at = roll_time(c.configs, s.created_at)
+        compacted = 'compact' = any (string_to_array(c.configs ->> 'cleanup.policy', ',')),
+        tiered = c.configs ->> 'remote.storage.enable' = 'true',
+        -- As if the configs had been so when the segment was made.
+        roll_at = least(roll_time(c.configs)::numeric + floor(extract(epoch from s.created_at) * 1000)
+                            - clock_ms(), 9223372036854775807)
     from topic_segment s,
          lateral (select effective_configs(u.configs) as configs from topic u
                   where u.topic_id = compile_configs.topic_id) c
@@ -85,11 +89,12 @@ begin
             jsonb_build_object('topic', create_topic.name, 'partitions', create_topic.partitions), null);
     end if;
     overrides := changed_configs('{}', create_topic.configs, null);
+    perform check_tiering(overrides);
 
     -- compile_configs fills in the rest.
     insert into topic (name, partitions, configs, roll_at, segment_bytes, max_message_bytes, timestamp_type,
-                       timestamp_before_max, timestamp_after_max, min_insync_replicas)
-    values (create_topic.name, create_topic.partitions, overrides, 0, 0, 0, 0, 0, 0, 0)
+                       timestamp_before_max, timestamp_after_max, min_insync_replicas, last_segment)
+    values (create_topic.name, create_topic.partitions, overrides, 0, 0, 0, 0, 0, 0, 0, -1)
     on conflict do nothing returning topic_id into id;
     if id is null then
         select t.topic_id into id from topic t where t.name = create_topic.name;
@@ -102,7 +107,7 @@ begin
 
     execute format('create table %I (like batches including all) partition by list (segment)', 'b_' || id);
     execute format('alter table batches attach partition %I for values in (%s)', 'b_' || id, id);
-    perform add_segment(id, 0);
+    perform add_segment(id);
     perform compile_configs(id);
     insert into topic_partition (topic_id, partition, segment)
     select id, p, 0 from generate_series(0, create_topic.partitions - 1) p;
@@ -119,6 +124,8 @@ declare
     before topic := guarded_topic(name);
     after jsonb := changed_configs(before.configs, set_configs, unset);
 begin
+    perform check_tiering(after);
+    perform settle_tiering(before.topic_id, before.tiered, after);
     update topic t set configs = after where t.topic_id = before.topic_id;
     if after ->> 'compression.type' is distinct from before.configs ->> 'compression.type' then
         perform roll_segment(before.topic_id, before.active_segment);
@@ -160,6 +167,8 @@ begin
     delete from producer_state s where s.topic_id = gone.topic_id;
     delete from sealed_segment s where s.topic_id = gone.topic_id;
     delete from topic_segment s where s.topic_id = gone.topic_id;
+    update remote_segment f set state = 'deleting' where f.topic_id = gone.topic_id;
+    delete from tier_restore r where r.topic_id = gone.topic_id;
     delete from topic t where t.topic_id = gone.topic_id;
     insert into deleted_topic (topic_id, name, view_name)
     values (gone.topic_id, gone.name, case when not drop_topic_view(gone.view_name) then gone.view_name end);

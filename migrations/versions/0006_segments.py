@@ -10,6 +10,10 @@ revision = "0006"
 down_revision = "0005"
 
 TABLES = """
+-- Replaced by functions of other arguments.
+drop function if exists roll_time(jsonb, timestamptz) cascade;
+drop function if exists add_segment(int4, int4);
+
 alter table topic
     add column last_segment int4 not null default 0,         -- the newest number that a leaf was given
     add column compacted boolean not null default false;     -- cleanup.policy has compact
@@ -19,8 +23,13 @@ alter table topic_partition
     add column compacted_to int8 not null default 0;         -- offsets below it have been compacted
 
 -- Readers look at live ones only: one that is being written anew is not yet, and one that it replaced is not
--- any more.
-alter table topic_segment add column live boolean not null default true;
+-- any more. The segments of a topic follow each other by place, in every partition: one that was written anew
+-- has the last place of those that it replaced, which were neighbours.
+alter table topic_segment
+    add column live boolean not null default true,
+    add column place int4 not null default 0;
+update topic_segment set place = segment;
+alter table topic_segment alter place drop default;
 
 alter table sealed_segment add column records int8;          -- how many are left; null: all of them
 
@@ -31,7 +40,8 @@ create table dropped_segment (
     topic_id    int4        not null,
     segment     int4        not null,
     bytes       int8        not null,
-    dropped_at  timestamptz not null default clock_timestamp(),
+    dropped_at  timestamptz not null,
+    free_at     int8        not null,   -- ms: until then its table stays, for those who are reading it
     primary key (topic_id, segment)
 );
 """
@@ -46,7 +56,7 @@ def downgrade() -> None:
         "drop table dropped_segment;"
         "alter table batches drop column delete_horizon;"
         "alter table sealed_segment drop column records;"
-        "alter table topic_segment drop column live;"
+        "alter table topic_segment drop column live, drop column place;"
         "alter table topic_partition drop column compacted_to;"
         "alter table topic drop column last_segment, drop column compacted"
     )
