@@ -471,6 +471,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS035": IllegalStateError,
     "LS036": InvalidArgumentError,
     "LS040": IllegalStateError,
+    "LS054": InvalidArgumentError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

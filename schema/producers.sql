@@ -38,13 +38,14 @@ begin
     -- A fence that a crash could take away would not be one.
     perform set_config('synchronous_commit', 'on', true);
     -- Epochs are used up: a new id begins again, and nobody has the old one.
-    insert into producer as p (transactional_id, producer_id, producer_epoch, timeout_ms, client_id)
+    insert into producer as p (transactional_id, producer_id, producer_epoch, timeout_ms, client_id, used_at)
     values (init_producer.transactional_id, new_producer_id(), 0, init_producer.timeout_ms,
-            init_producer.client_id)
+            init_producer.client_id, log_time())
     on conflict (transactional_id) do update set
         producer_id = case when p.producer_epoch < 32767 then p.producer_id else excluded.producer_id end,
         producer_epoch = case when p.producer_epoch < 32767 then p.producer_epoch + 1 else 0 end,
-        timeout_ms = excluded.timeout_ms, client_id = excluded.client_id, updated_at = clock_timestamp()
+        timeout_ms = excluded.timeout_ms, client_id = excluded.client_id, updated_at = clock_timestamp(),
+        used_at = excluded.used_at
     returning array[p.producer_id, p.producer_epoch] into held;
     return held;
 end
@@ -253,7 +254,7 @@ begin
     -- Of this partition only: nobody else writes these rows, so nobody waits in a circle.
     delete from producer_state s
     where s.topic_id = keep_producers.topic_id and s.partition = keep_producers.partition
-      and s.updated_at < clock_timestamp() - interval '1 day';
+      and s.updated_at < log_time() - interval '1 day';
 end
 $$;
 
@@ -269,7 +270,7 @@ declare
 begin
     delete from producer_state s
     using (select e.topic_id, e.partition, e.producer_id from producer_state e
-           where e.updated_at < clock_timestamp() - older_than_ms * interval '1 ms'
+           where e.updated_at < log_time() - older_than_ms * interval '1 ms'
            order by e.updated_at limit max_rows for update skip locked) e
     where (s.topic_id, s.partition, s.producer_id) = (e.topic_id, e.partition, e.producer_id);
     get diagnostics forgotten = row_count;

@@ -25,6 +25,12 @@ create or replace function clock_ms() returns int8
 language sql volatile
 return floor(extract(epoch from pg_catalog.clock_timestamp()) * 1000)::int8;
 
+-- Takes no lock, reads the server's clock, writes nothing, returns the same as clock_ms(), for comparison with
+-- columns; to be inlined.
+create or replace function log_time() returns timestamptz
+language sql volatile
+return to_timestamp(clock_ms()::float8 / 1000);
+
 -- Takes no lock, reads and writes nothing, returns the first key of this log's advisory locks for one purpose
 -- (two logs may share a database); the second key is a topic id.
 create or replace function lock_class(purpose text) returns int4

@@ -4,22 +4,28 @@
 -- (topic_id, partition), the group's claims, its offsets. So no two transactions wait for each other.
 
 -- Takes the row lock of the transactional id, FOR SHARE, to the end of the transaction, and a shared advisory
--- lock that shows who is at it; reads the row, writes and returns nothing. The session may idle no longer in
--- this transaction than transactions of this producer may last, and its commit waits for followers. LS014:
--- there is a newer holder, LS017: nobody has ever held it.
+-- lock that shows who is at it; reads the row, writes once an hour that the id is in use, returns nothing. The
+-- session may idle no longer in this transaction than transactions of this producer may last, and its commit
+-- waits for followers. LS014: there is a newer holder, LS017: nobody has ever held it, or not for long.
 create or replace function enter_transaction(transactional_id text, producer_id int8, producer_epoch int2)
 returns void
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     timeout_ms int4;
+    used_at timestamptz;
 begin
     perform check_producer(enter_transaction.transactional_id, enter_transaction.producer_id,
         enter_transaction.producer_epoch);
     perform pg_advisory_xact_lock_shared(lock_class('transaction'),
         transaction_key(enter_transaction.producer_id));
-    select p.timeout_ms into timeout_ms from producer p
+    select p.timeout_ms, p.used_at into timeout_ms, used_at from producer p
         where p.transactional_id = enter_transaction.transactional_id;
+    -- So that it does not expire. Seldom: this is a new version of the row.
+    if used_at < log_time() - interval '1 hour' then
+        update producer p set used_at = log_time()
+        where p.transactional_id = enter_transaction.transactional_id;
+    end if;
     perform set_config('idle_in_transaction_session_timeout', timeout_ms::text, true);
     perform set_config('synchronous_commit', 'on', true);
 end
