@@ -41,19 +41,20 @@ begin
             from (select array_agg(id) as ids, array_agg(p.partition) as partitions from p) a,
                  lateral partition_tips(a.ids, a.partitions) e
             where e.bytes is not null),
+        weighed as (
+            select q.*, q.last_offset < p.log_start as gone, q.max_timestamp < oldest as expired,
+                   coalesce(sum(q.bytes) over (partition by q.partition order by q.last_offset
+                                               rows between 1 following and unbounded following), 0) >= most
+                       as surplus
+            from parts q join p on p.partition = q.partition),
         judged as (
-            select q.*, p.log_start, q.last_offset < p.log_start as gone,
-                   coalesce(bool_and(q.last_offset < p.log_start or q.max_timestamp < oldest) over older, false)
-                       as expired,
-                   coalesce(sum(q.bytes) over newer, 0) >= most as surplus
-            from parts q join p on p.partition = q.partition
-            window older as (partition by q.partition order by q.last_offset),
-                   newer as (partition by q.partition order by q.last_offset
-                             rows between 1 following and unbounded following))
+            select w.*, bool_and(coalesce(w.gone or w.expired or w.surplus, false))
+                            over (partition by w.partition order by w.last_offset) as goes
+            from weighed w)
         select j.partition, j.segment, j.first_offset, j.last_offset, j.records, j.bytes::int8,
                j.max_timestamp, j.writing,
-               case when j.gone then 'log start' when j.expired then 'retention.ms'
-                    when j.surplus then 'retention.bytes' end
+               case when not j.goes then null when j.gone then 'log start' when j.expired then 'retention.ms'
+                    else 'retention.bytes' end
         from judged j order by j.partition, j.last_offset;
 end
 $$;
@@ -260,3 +261,16 @@ begin
     end loop;
 end
 $$;
+
+-- Takes no lock, reads the catalog, writes nothing, returns the topics in which retention may have something to
+-- do: all those with a limit, or with records that were deleted.
+create or replace function topics_to_expire() returns table (topic_id int4, topic text)
+language sql stable security definer set search_path from current
+begin atomic
+    select t.topic_id, t.name
+    from topic t, lateral (select effective_configs(t.configs) as configs) c
+    where ('delete' = any (string_to_array(c.configs ->> 'cleanup.policy', ','))
+           and (c.configs ->> 'retention.ms' <> '-1' or c.configs ->> 'retention.bytes' <> '-1'))
+       or exists (select from topic_partition p where p.topic_id = t.topic_id and p.log_start > 0)
+    order by t.topic_id;
+end;

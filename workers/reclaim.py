@@ -1,7 +1,8 @@
-"""Give back the space of deleted topics.
+"""Give back the space of deleted topics and of dropped segments.
 
-``delete_topic`` takes a topic out of the catalog at once; its tables are dropped here, afterwards, because
-detaching a table without blocking anybody cannot happen inside a function or a transaction.
+``delete_topic`` and retention take topics and segments out of the catalog at once; their tables are dropped
+here, afterwards, because detaching a table without blocking anybody cannot happen inside a function or a
+transaction.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from logstore import errors
-from logstore.workers.connections import Limits, opened
+from logstore.workers.connections import Connection, Limits, opened
 
 __all__ = ["Reclaimed", "run_once"]
 
 LOCK_TIMEOUT_MS: Final = 2000
+SEGMENT_LOCK_TIMEOUT_MS: Final = 40
+"""Who reads a segment that was dropped waits for us at most so long."""
+FINALIZE_TIMEOUT_MS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,20 @@ class Reclaimed:
     """The ids of the topics that are gone for good."""
     waiting: tuple[int, ...]
     """The ids of the topics whose tables somebody still uses, in a transaction that is open: next time."""
+    segments: int = 0
+    """How many dropped segments are gone for good."""
+    bytes: int = 0
+    """What they had on disk."""
+    segments_waiting: tuple[int, ...] = ()
+    """The ids of the topics that have dropped segments which somebody still uses: next time."""
 
     def summary(self) -> str:
         """In one line."""
-        return f"{len(self.dropped)} deleted topics reclaimed, {len(self.waiting)} in use"
+        return (
+            f"{self.segments} segments ({self.bytes:,} bytes) and {len(self.dropped)} deleted topics"
+            " reclaimed, "
+            f"{len(self.waiting) + len(self.segments_waiting)} topics in use"
+        )
 
 
 def run_once(
@@ -39,30 +53,79 @@ def run_once(
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
     stop: threading.Event | None = None,
 ) -> Reclaimed:
-    """Drop the tables of every topic that was deleted and return which those were.
+    """Drop the tables of every topic that was deleted and of every segment that was dropped; say which.
 
-    It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock, and may be killed
-    anywhere: the next run goes on from what it finds.  Only one run at a time does anything, however many
-    processes call it.  Does nothing through a pooler, which would lend its lock to others; needs the owner of
-    the log.  Raises ConnectionFailedError and what :func:`logstore.errors.from_server` makes of the server's
-    errors.
+    It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock (a segment's:
+    40 ms), and may be killed anywhere: the next run goes on from what it finds.  Only one run at a time does
+    anything, however many processes call it.  Does nothing through a pooler, which would lend its lock to
+    others; needs the owner of the log.  Raises ConnectionFailedError and what
+    :func:`logstore.errors.from_server` makes of the server's errors.
     """
-    dropped: list[int] = []
-    waiting: list[int] = []
+    stop = stop or threading.Event()
     limits = Limits(lock_timeout_ms=lock_timeout_ms)
     with opened(dsn, schema, "reclaim", limits) as connection:
         if connection.pooled or not connection.alone("reclaim"):
             return Reclaimed((), ())
-        while not (stop and stop.is_set()):
-            step = connection.row("SELECT topic_id, statement FROM {}.next_reclaim(%s)", waiting)
-            if step is None:
-                break
-            topic_id, statement = step
-            try:
-                connection.apart(statement)
-            except errors.LockTimeoutError:
-                waiting.append(topic_id)
+        dropped, waiting = _topics(connection, stop)
+        connection.rows(
+            # No follower is waited for: what is dropped again after a failover is dropped all the same.
+            "SELECT set_config('lock_timeout', %s, false), set_config('synchronous_commit', 'local', false)",
+            str(min(lock_timeout_ms, SEGMENT_LOCK_TIMEOUT_MS)),
+        )
+        segments, freed, in_use = _segments(connection, stop)
+    return Reclaimed(dropped, waiting, segments, freed, in_use)
+
+
+def _topics(connection: Connection, stop: threading.Event) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    dropped: list[int] = []
+    waiting: list[int] = []
+    while not stop.is_set():
+        step = connection.row("SELECT topic_id, statement FROM {}.next_reclaim(%s)", waiting)
+        if step is None:
+            break
+        topic_id, statement = step
+        try:
+            connection.apart(statement)
+        except errors.LockTimeoutError:
+            waiting.append(topic_id)
+        else:
+            if statement.startswith("delete"):
+                dropped.append(topic_id)
+    return tuple(dropped), tuple(waiting)
+
+
+def _segments(connection: Connection, stop: threading.Event) -> tuple[int, int, tuple[int, ...]]:
+    segments = freed = 0
+    in_use: list[int] = []
+    while not stop.is_set():
+        step = connection.row("SELECT topic_id, bytes, action, statement FROM {}.next_drop(%s)", in_use)
+        if step is None:
+            break
+        topic_id, size, action, statement = step
+        try:
+            if action == "finalize":
+                _finalize(connection, statement)
             else:
-                if statement.startswith("delete"):
-                    dropped.append(topic_id)
-    return Reclaimed(tuple(dropped), tuple(waiting))
+                connection.apart(statement)
+        except errors.LockTimeoutError:
+            # What a detach could not wait for, finalizing may not have to.
+            if action != "detach":
+                in_use.append(topic_id)
+        else:
+            if action == "drop":
+                segments += 1
+                freed += size
+    return segments, freed, tuple(in_use)
+
+
+def _finalize(connection: Connection, statement: str) -> None:
+    """It waits for one snapshot after the other, with the leaf locked: not for long in all."""
+    change = "SELECT set_config('statement_timeout', %s, false)"
+    before = connection.value("SHOW statement_timeout")
+    connection.rows(change, str(FINALIZE_TIMEOUT_MS))
+    try:
+        connection.apart(statement)
+    except errors.RequestTimedOutError as error:
+        raise errors.LockTimeoutError(error.message) from error
+    finally:
+        connection.rows(change, before)

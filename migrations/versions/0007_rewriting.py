@@ -10,9 +10,7 @@ revision = "0007"
 down_revision = "0006"
 
 TABLES = """
--- A leaf comes after another one if its offsets do, whatever their numbers say.
 alter table topic_segment
-    add column place int4,                                   -- order of the offsets; null: the segment's number
     add column rewritten boolean not null default false;     -- by compaction or erasure, not by appends
 
 alter table sealed_segment
@@ -36,13 +34,23 @@ create table rewrite (
     partition        int4        not null default -1,    -- the last batch that has been read
     last_offset      int8        not null default -1,
     delete_horizon   int8,                               -- ms: of tombstones that are compacted the first time
-    erasures         int8[]      not null default '{}',
+    erasures         int8[]      not null default '{}',  -- whose keys are left out
     records_read     int8        not null default 0,
     records_kept     int8        not null default 0,
     bytes_read       int8        not null default 0,
     bytes_kept       int8        not null default 0,
     started_at       timestamptz not null default clock_timestamp()
 );
+
+-- What target has of each partition.
+create table rewrite_tally (
+    topic_id         int4 not null,
+    partition        int4 not null,
+    first_offset     int8 not null,
+    records          int8 not null,
+    tombstones_until int8,
+    primary key (topic_id, partition)
+) with (fillfactor = 50);
 
 -- Keys whose records were to be erased. The row stays, for the audit; the key goes with its records.
 create table erasure (
@@ -69,7 +77,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
-        "drop table erasure, rewrite;"
+        "drop table erasure, rewrite_tally, rewrite;"
         "alter table sealed_segment drop column tombstones_until, drop column cleaned_at;"
-        "alter table topic_segment drop column rewritten, drop column place"
+        "alter table topic_segment drop column rewritten"
     )

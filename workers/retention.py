@@ -1,0 +1,83 @@
+"""Let old records go: move the starts of partitions forward and drop the segments that are all past.
+
+The space is given back by :mod:`logstore.workers.reclaim`.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from logstore.workers.connections import Connection, opened
+
+__all__ = ["Retained", "run_once"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """What one run came to."""
+
+    topics: tuple[str, ...]
+    """The topics that have lost records or segments."""
+    partitions: int
+    """How many partitions have a later start."""
+    records: int
+    """How many records they had before it, by their offsets."""
+    bytes: int
+    """The size of those records."""
+    segments: int
+    """How many segments were dropped."""
+    segment_bytes: int
+    """What these have on disk."""
+    evacuations: int = 0
+    """In how many topics segments are being written anew because most of them has expired."""
+
+    def summary(self) -> str:
+        """In one line."""
+        return (
+            f"{self.records} records expired in {self.partitions} partitions, "
+            f"{self.segments} segments ({self.segment_bytes:,} bytes) dropped, "
+            f"{self.evacuations} topics being evacuated"
+        )
+
+
+def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None = None) -> Retained:
+    """Apply ``cleanup.policy``, ``retention.ms`` and ``retention.bytes`` of every topic.
+
+    A partition's appends wait for at most about 20 ms while its start is moved; a topic that somebody else
+    changes, and a partition that somebody has locked, are for the next run.  It may be killed anywhere, two
+    at once do no harm, and it works through a pooler.  Raises ConnectionFailedError and what
+    :func:`logstore.errors.from_server` makes of the server's errors.
+    """
+    stop = stop or threading.Event()
+    touched: list[str] = []
+    totals = [0] * 6
+    with opened(dsn, schema, "retention") as connection:
+        for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_expire()"):
+            if stop.is_set():
+                break
+            came_to = _topic(connection, topic_id, stop)
+            if any(came_to):
+                touched.append(topic)
+                totals = [total + one for total, one in zip(totals, came_to, strict=True)]
+    return Retained(tuple(touched), *totals)
+
+
+def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list[int]:
+    totals = [0] * 6
+    more = True
+    while more and not stop.is_set():
+        answer = connection.row(
+            "SELECT partitions, records, bytes, more FROM {}.apply_retention(%s)", topic_id
+        )
+        assert answer is not None
+        *came_to, more = answer
+        totals[:3] = [total + one for total, one in zip(totals[:3], came_to, strict=True)]
+    segments = 1
+    while segments and not stop.is_set():
+        answer = connection.row("SELECT segments, bytes FROM {}.drop_expired(%s)", topic_id)
+        assert answer is not None
+        segments, size = answer
+        totals[3] += segments
+        totals[4] += size
+    return totals
