@@ -183,6 +183,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "up": ("server:up", "Run the embedded PostgreSQL in the foreground."),
             "down": ("server:down", "Stop the embedded PostgreSQL."),
             "status": ("server:status", "Show where the log is and how it does."),
+            "worker": ("worker:worker", "Run the jobs that keep a log in order, and see how they do."),
             "db": ("db:db", "Install, upgrade or downgrade the log's schema."),
         },
         "See for yourself": {

@@ -45,14 +45,15 @@ end
 $$;
 
 -- Takes the job's row lock and writes the row if nobody runs the job, and it is due (or the one who ran it has
--- lost it, or at_once is true): then it is this worker's for lease_ms. Returns whether it is. One that is
--- paused runs only at_once.
+-- lost it, or at_once is true): then it is this worker's for lease_ms. Returns how often in a row it has failed;
+-- null: it is not this worker's to run. A job that is paused runs only at_once.
 create or replace function claim_job(worker_id text, name text, lease_ms int4, at_once boolean default false)
-returns boolean
+returns int4
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     moment constant timestamptz := clock_timestamp();
+    failures int4;
 begin
     perform set_config('synchronous_commit', 'off', true);
     if claim_job.at_once then
@@ -64,8 +65,9 @@ begin
         failures = j.failures + (j.lease_until is not null)::int4
     where j.name = claim_job.name and (not j.paused or claim_job.at_once)
       and case when j.lease_until is not null then j.lease_until < moment
-               else claim_job.at_once or j.next_run is null or j.next_run <= moment end;
-    return found;
+               else claim_job.at_once or j.next_run is null or j.next_run <= moment end
+    returning j.failures into failures;
+    return failures;
 end
 $$;
 
@@ -122,6 +124,14 @@ begin atomic
     on conflict (name) do update set paused = excluded.paused;
 end;
 
+-- Takes the job's row lock; makes it due at once; returns nothing.
+create or replace function hasten_job(name text) returns void
+language sql volatile security definer set search_path from current
+begin atomic
+    insert into worker_job as j (name) values (hasten_job.name)
+    on conflict (name) do update set next_run = null;
+end;
+
 -- Takes the row's lock; deletes the worker's row, and lets go of what it still has; returns nothing.
 create or replace function worker_leaves(worker_id text) returns void
 language sql volatile security definer set search_path from current
@@ -131,6 +141,27 @@ begin atomic
                             finished_at = clock_timestamp()
     where j.holder = worker_leaves.worker_id and j.lease_until is not null;
 end;
+
+-- Takes no lock, reads the staging tables by their indexes, writes nothing, returns whether the drain job would
+-- find something to do.
+create or replace function drain_wanted() returns boolean
+language plpgsql volatile security definer set search_path from current
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    mark drained;
+    base pg_snapshot;
+    open xid8[];
+begin
+    select d.* into mark from drained d order by d.id desc limit 1;
+    base := coalesce(mark.base, '3:3:');
+    open := array(select pg_snapshot_xip(base));
+    return mark.target is not null or pg_snapshot_xmax(base) > pg_snapshot_xmax(pg_current_snapshot())
+        or exists (select from staged s where s.xid >= pg_snapshot_xmax(base)
+                   union all select from staged s where s.xid = any (open))
+        or exists (select from generate_series(0, 2) n
+                   where n <> staging_turn() and staging_bytes(n) > 8388608);
+end
+$$;
 
 -- The jobs, and what they last came to. state: running; lost: the worker that ran it is gone, another one takes
 -- it over within seconds; waiting; failing: the last run failed; paused.

@@ -171,6 +171,8 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
     parameters.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
     parameters.setdefault("application_name", f"logstore {job}")
     parameters.setdefault("gssencmode", "disable")
+    if "," in str(parameters.get("host") or parameters.get("hostaddr") or ""):
+        parameters.setdefault("target_session_attrs", "read-write")
     # A server that is gone without a word is noticed within half a minute.
     parameters.setdefault("keepalives_idle", 10)
     parameters.setdefault("keepalives_interval", 5)
@@ -194,10 +196,10 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
                 _open.discard(connection)
 
 
-def drop_all() -> int:
+def drop_all(*, but: Connection | None = None) -> int:
     """Break every connection of this process's jobs, so that each job ends; say how many there were."""
     with _guard:
-        found = list(_open)
+        found = [connection for connection in _open if connection is not but]
     for connection in found:
         connection.drop()
     return len(found)
