@@ -93,11 +93,22 @@ return format($query$
 do $install$
 begin
     -- The batches are looked for topic by topic, so that naming one leaves the other topics' leaves alone.
+    -- Leaves that are being written anew, or have been, are there but not live.
     execute 'create or replace view records as ' || records_query('t.name', 'p.log_start',
         'batches b join topic_partition p on p.topic_id = b.topic_id and p.partition = b.partition
+         join topic_segment g on g.topic_id = b.topic_id and g.segment = b.segment and g.live
          where b.topic_id = t.topic_id and b.last_offset >= p.log_start', 'topic t cross join lateral');
 end
 $install$;
+
+-- Takes no lock, reads the topic's row, writes nothing, returns the query of the view of its records.
+create or replace function topic_view_query(topic_id int4) returns text
+language sql stable set search_path from current
+return (select records_query(format('%L::text', t.name), 'p.log_start', format(
+            '%1$I b join topic_partition p on p.topic_id = %2$s and p.partition = b.partition
+             join topic_segment g on g.topic_id = %2$s and g.segment = b.segment and g.live
+             where b.last_offset >= p.log_start', 'b_' || t.topic_id, t.topic_id))
+        from topic t where t.topic_id = topic_view_query.topic_id);
 
 -- Takes no lock that others notice; reads the topic's name, writes the topic's row, makes the view of its
 -- records in the schema of topic views, returns nothing. The view has the topic's name; a name longer than 63
@@ -113,10 +124,7 @@ declare
         when octet_length(name) > 63 or to_regclass(format('%I.%I', views, name)) is not null
         then left(name, 63 - length(suffix)) || suffix else name end;
 begin
-    execute format('create view %I.%I as ', views, free_name)
-        || records_query(format('%L::text', name), 'p.log_start', format(
-            '%I b join topic_partition p on p.topic_id = %s and p.partition = b.partition
-             where b.last_offset >= p.log_start', 'b_' || id, id));
+    execute format('create view %I.%I as ', views, free_name) || topic_view_query(id);
     update topic t set view_name = free_name where t.topic_id = id;
 end
 $$;
@@ -133,3 +141,16 @@ exception when lock_not_available then
     return false;
 end
 $$;
+
+do $install$
+declare
+    view record;
+begin
+    -- The views of topics that an earlier release has made.
+    for view in select t.topic_id, t.view_name from topic t
+                where to_regclass(format('%I.%I', current_schema() || '_topics', t.view_name)) is not null loop
+        execute format('create or replace view %I.%I as ', current_schema() || '_topics', view.view_name)
+            || topic_view_query(view.topic_id);
+    end loop;
+end
+$install$;

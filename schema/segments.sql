@@ -23,11 +23,14 @@ declare
     leaf text;
     number int4;
     compressed boolean;
+    compacted boolean;
     arrays text;
 begin
     update topic t set last_segment = t.last_segment + 1
     where t.topic_id = add_segment.topic_id
-    returning t.last_segment, coalesce(t.configs ->> 'compression.type' = 'lz4', false) into number, compressed;
+    returning t.last_segment, coalesce(t.configs ->> 'compression.type' = 'lz4', false),
+              coalesce('compact' = any (string_to_array(t.configs ->> 'cleanup.policy', ',')), false)
+    into number, compressed, compacted;
     leaf := parent || '_' || number;
     -- Batches of up to 8 kB stay in the row; the TOAST table is for the large ones.
     execute format('create table %I (like batches including all)
@@ -45,6 +48,9 @@ begin
     -- What a producer has appended. An append only ever adds to it.
     execute format('create index %I on %I (partition, producer_id, last_offset) where producer_id is not null',
                    leaf || '_producer', leaf);
+    if compacted then
+        perform add_key_index(add_segment.topic_id, number);
+    end if;
     execute format('alter table %I attach partition %I for values in (%s)', parent, leaf, number);
     insert into topic_segment (topic_id, segment, live, place, created_at)
     values (add_segment.topic_id, number, add_segment.live, coalesce(add_segment.place, number),
