@@ -11,6 +11,7 @@
     │   ├── NotLeaderError                 the server is read-only (a follower)
     │   ├── LockTimeoutError               another transaction holds a lock for too long
     │   ├── StorageFullError               the server's disk is full
+    │   ├── RemoteStorageError             the place where segments are kept as files cannot be reached
     │   └── ServerBusyError                no memory or connection to spare, a deadlock broken
     ├── UnknownTopicOrPartitionError
     ├── TopicAlreadyExistsError
@@ -25,6 +26,7 @@
     ├── InvalidTimestampError
     ├── UnsupportedCompressionTypeError
     ├── OffsetOutOfRangeError
+    ├── RemoteFileError                    a segment's file is missing, or not what was written
     ├── NoOffsetForPartitionError          auto_offset_reset="none" and no position
     ├── GroupError                         what is particular to groups
     │   ├── UnknownMemberError             not a member of the group (any more)
@@ -57,6 +59,7 @@
     │   └── SchemaVersionError             the log's schema is older or newer than this client
     ├── UnsupportedServerError             PostgreSQL older than 15
     ├── EmbeddedServerError                the embedded server could not be started
+    ├── ClusterError                       the local cluster could not be started or changed
     └── ServerError                        anything else the server said
 
 Errors raised by the SQL functions carry an SQLSTATE of class ``LS`` and a JSON object in DETAIL;
@@ -75,6 +78,7 @@ __all__ = [
     "AuthorizationFailedError",
     "BufferExhaustedError",
     "ClientClosedError",
+    "ClusterError",
     "CommitFailedError",
     "ConfigurationError",
     "ConnectionFailedError",
@@ -107,6 +111,8 @@ __all__ = [
     "OutboxConnectionError",
     "ProducerFencedError",
     "RecordTooLargeError",
+    "RemoteFileError",
+    "RemoteStorageError",
     "RequestTimedOutError",
     "RetriableError",
     "SchemaError",
@@ -427,12 +433,30 @@ class SchemaVersionError(SchemaError):
     """The log's schema has another version than this client needs."""
 
 
+class RemoteStorageError(RetriableError):
+    """The place where segments are kept as files cannot be reached, or may not be written to.
+
+    The records are still there: nothing leaves PostgreSQL before its file was read back.
+    """
+
+
+class RemoteFileError(LogstoreError):
+    """The file of a segment is missing, cut off, or is not what was written: its checksum differs.
+
+    ``logstore tier verify`` says of every file whether it is good.
+    """
+
+
 class UnsupportedServerError(LogstoreError):
     """The server is older than PostgreSQL 15."""
 
 
 class EmbeddedServerError(LogstoreError):
     """The embedded server could not be started or reached."""
+
+
+class ClusterError(LogstoreError):
+    """The local cluster could not be started, reached or changed."""
 
 
 class ServerError(LogstoreError):
@@ -471,6 +495,8 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS035": IllegalStateError,
     "LS036": InvalidArgumentError,
     "LS040": IllegalStateError,
+    "LS056": InvalidConfigError,
+    "LS057": IllegalStateError,
     "LS054": InvalidArgumentError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,

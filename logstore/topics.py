@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from logstore._core.calls import EARLIEST, LATEST, MAX_TIMESTAMP, ConfigEntry
+from logstore._core.calls import (
+    EARLIEST,
+    EARLIEST_LOCAL,
+    LATEST,
+    LATEST_TIERED,
+    MAX_TIMESTAMP,
+    ConfigEntry,
+)
 from logstore._core.calls import TopicMetadata as TopicDescription
 
-__all__ = ["EARLIEST", "LATEST", "MAX_TIMESTAMP", "ConfigEntry", "NewTopic", "TopicDescription"]
+__all__ = [
+    "EARLIEST",
+    "EARLIEST_LOCAL",
+    "LATEST",
+    "LATEST_TIERED",
+    "MAX_TIMESTAMP",
+    "ConfigEntry",
+    "NewTopic",
+    "TopicDescription",
+]
 
 
 @dataclass(frozen=True, slots=True)

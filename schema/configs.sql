@@ -165,6 +165,7 @@ begin
             changed := changed || jsonb_build_object(config, checked_config(config, value #>> '{}'));
         end if;
     end loop;
+    perform check_configs(changed);
     return changed;
 end
 $$;
@@ -175,6 +176,73 @@ create or replace function effective_configs(overrides jsonb) returns jsonb
 language sql stable set search_path from current
 begin atomic
     select jsonb_object_agg(c.name, coalesce(overrides ->> c.name, c."default")) from topic_config c;
+end;
+
+-- Takes no lock, reads the definitions, writes nothing, returns nothing. LS004: two of the configs contradict each
+-- other.
+create or replace function check_configs(overrides jsonb) returns void
+language plpgsql stable set search_path from current as $$
+declare
+    configs constant jsonb := effective_configs(overrides);
+    smaller text;
+    larger text;
+begin
+    for smaller, larger in values ('segment.jitter.ms', 'segment.ms'),
+                                  ('min.compaction.lag.ms', 'max.compaction.lag.ms') loop
+        if (configs ->> smaller)::numeric > (configs ->> larger)::numeric then
+            perform raise_error('LS004',
+                format('%s, %s, is more than %s, %s', smaller, configs ->> smaller, larger, configs ->> larger),
+                jsonb_build_object('config', smaller, 'value', configs ->> smaller, larger, configs ->> larger),
+                format('Lower %s or raise %s, both at once if need be.', smaller, larger));
+        end if;
+    end loop;
+end
+$$;
+
+-- Takes no lock, reads the definitions, writes nothing, returns what may not be what was meant: configs that do
+-- nothing beside the others, or that do later than they seem to.
+create or replace function config_warnings(overrides jsonb) returns table (config text, warning text)
+language sql stable set search_path from current
+begin atomic
+    with c as (
+        select e.configs, string_to_array(e.configs ->> 'cleanup.policy', ',') as policy,
+               (e.configs ->> 'retention.ms')::numeric as retention_ms,
+               (e.configs ->> 'retention.bytes')::numeric as retention_bytes,
+               (e.configs ->> 'segment.ms')::numeric as segment_ms,
+               (e.configs ->> 'segment.bytes')::numeric as segment_bytes,
+               coalesce(nullif(e.configs ->> 'cleanup.policy', ''), 'empty') as policy_name
+        from (select effective_configs(overrides) as configs) e)
+    select w.config, w.warning
+    from c cross join lateral (
+        select n.name, format('has no effect while cleanup.policy is %s', c.policy_name)
+        from unnest(array['retention.ms', 'retention.bytes']) n (name)
+        where overrides ? n.name and not 'delete' = any (c.policy)
+        union all
+        select n.name, format('has no effect while cleanup.policy is %s', c.policy_name)
+        from unnest(array['delete.retention.ms', 'max.compaction.lag.ms', 'min.cleanable.dirty.ratio',
+                          'min.compaction.lag.ms']) n (name)
+        where overrides ? n.name and not 'compact' = any (c.policy)
+        union all
+        select 'retention.bytes', format(
+            'is less than segment.bytes, %s: nothing goes before a segment is that large, or segment.ms old',
+            c.segment_bytes)
+        where 'delete' = any (c.policy) and c.retention_bytes between 0 and c.segment_bytes - 1
+        union all
+        select 'retention.ms', format(
+            'is less than segment.ms, %s: where records keep coming, the oldest goes when its segment is that old '
+            'or segment.bytes large, and retention.ms later all of it', c.segment_ms)
+        where 'delete' = any (c.policy) and c.retention_ms between 0 and c.segment_ms - 1
+        union all
+        select 'segment.bytes', format(
+            'is less than max.message.bytes, %s: a batch may be a segment by itself',
+            c.configs ->> 'max.message.bytes')
+        where c.segment_bytes < (c.configs ->> 'max.message.bytes')::numeric
+        union all
+        select 'file.delete.delay.ms', 'is more than retention.ms: most of the space is taken by dropped segments'
+        where 'delete' = any (c.policy) and c.retention_ms >= 0
+          and (c.configs ->> 'file.delete.delay.ms')::numeric > greatest(c.retention_ms, 60000)
+    ) w (config, warning)
+    order by w.config;
 end;
 
 -- Takes no lock, reads the topic's row, writes nothing, returns every config with its value and definition.

@@ -3,11 +3,12 @@
 
 -- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and the last batch of each, in one snapshot;
 -- writes nothing; returns for each wanted partition, in no order, its row, its end and the running values of
--- its last batch (null: none in the active segment). log_start is null: no such partition.
+-- its last batch (null: none in the active segment). log_start is null: no such partition. Records below
+-- local_start are in files only.
 create or replace function partition_tips(topic_ids int4[], partitions int4[])
 returns table (idx int4, topic_id int4, "partition" int4, segment int4, segment_start int8, log_start int8,
                end_offset int8, leader_epoch int4, bytes int8, min_timestamp int8, max_timestamp int8,
-               disorder int8)
+               disorder int8, local_start int8)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -23,9 +24,10 @@ begin
         idx := i;
         topic_id := topic_ids[i];
         "partition" := partitions[i];
-        select p.segment, p.segment_start, p.log_start, p.leader_epoch, null, null, null, null, null
+        select p.segment, p.segment_start, p.log_start, p.leader_epoch, null, null, null, null, null,
+               greatest(p.log_start, p.local_start)
         into segment, segment_start, log_start, leader_epoch,
-             end_offset, bytes, min_timestamp, max_timestamp, disorder
+             end_offset, bytes, min_timestamp, max_timestamp, disorder, local_start
         from topic_partition p where p.topic_id = topic_ids[i] and p.partition = partitions[i];
         if to_regclass('b_' || topic_ids[i] || '_' || segment) is null then
             log_start := null;
@@ -54,7 +56,8 @@ begin
             return query execute format($leaf$
                 select w.idx, p.topic_id, p.partition, p.segment, p.segment_start, p.log_start,
                        coalesce(t.last_offset + 1, p.segment_start), p.leader_epoch, t.segment_bytes,
-                       t.segment_min_timestamp, t.segment_max_timestamp, t.segment_disorder
+                       t.segment_min_timestamp, t.segment_max_timestamp, t.segment_disorder,
+                       greatest(p.log_start, p.local_start)
                 from unnest($1, $2) as w (idx, partition)
                 join topic_partition p on p.topic_id = $3 and p.partition = w.partition
                 left join lateral (
@@ -85,7 +88,8 @@ $$;
 create or replace view fetched as
 select null::int4 as idx, null::int8 as log_start, null::int8 as high_watermark, b.base_offset, b.last_offset,
        b.record_count, b.leader_epoch, b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values",
-       b.header_records, b.header_keys, b.header_values, b.offset_deltas, b.size_bytes
+       b.header_records, b.header_keys, b.header_values, b.offset_deltas, b.size_bytes,
+       null::int8 as local_start
 from batches b where false;
 
 -- Takes no lock beyond ACCESS SHARE; reads the partitions' rows, the last batch of each and, from each one's
@@ -93,7 +97,8 @@ from batches b where false;
 -- wanted partition, in order, one row with its log_start and high_watermark and base_offset null (log_start
 -- null: no such partition), then its batches: whole ones, in order, as many as fit max_partition_bytes (but
 -- at least one) and what is left of max_bytes (but at least one of all). An offset out of range brings no
--- batch.
+-- batch, and neither does one below the first row's local_start: from there to local_start remote_files() says
+-- where the records are.
 create or replace function "fetch"(
     topic_ids int4[], partitions int4[], offsets int8[], max_bytes int4, max_partition_bytes int4)
 returns setof fetched
@@ -115,8 +120,9 @@ begin
         batch.idx := part.idx;
         batch.log_start := part.log_start;
         batch.high_watermark := part.end_offset;
+        batch.local_start := part.local_start;
         return next batch;
-        continue when (part."offset" >= part.log_start and part."offset" < part.end_offset
+        continue when (part."offset" >= part.local_start and part."offset" < part.end_offset
                        and (remaining > 0 or not begun)) is not true;
         leaf := 'b_' || part.topic_id || '_' || case
             when part."offset" >= part.segment_start then part.segment
@@ -131,7 +137,7 @@ begin
         for batch in execute format($batches$
             select $3, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch,
                    b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records,
-                   b.header_keys, b.header_values, b.offset_deltas, b.size_bytes
+                   b.header_keys, b.header_values, b.offset_deltas, b.size_bytes, null::int8
             from %I b where b.partition = $1 and b.last_offset >= $2 order by b.last_offset $batches$, leaf)
             using part.partition, part."offset", part.idx
         loop

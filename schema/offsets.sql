@@ -112,37 +112,61 @@ $$;
 
 -- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and tips, and searches the log for time
 -- stamps; writes nothing; returns the i-th partition's offset for its spec: -1 the end, -2 the log start, -3
--- the record with the largest time stamp (the first such), from 0 on the first record with that time stamp
--- (ms) or a later one; offset and timestamp are null where there is no such record. LS001: no such partition,
--- LS012: no such spec.
+-- the record with the largest time stamp (the first such), -4 the start of what is in PostgreSQL, -5 the end of
+-- what is in files, from 0 on the first record with that time stamp (ms) or a later one; offset and timestamp
+-- are null where there is no such record. remote: the record, if it has any such, is in the file that begins
+-- with this offset, where find_time() goes on with this time stamp. LS001: no such partition, LS012: no such
+-- spec.
 create or replace function list_offsets(topic_ids int4[], partitions int4[], specs int8[])
-returns table (idx int4, "offset" int8, "timestamp" int8, leader_epoch int4)
+returns table (idx int4, "offset" int8, "timestamp" int8, leader_epoch int4, remote boolean)
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     wanted record;
     p topic_partition;
+    file remote_file;
+    largest int8;
 begin
     for wanted in
         select t.*, specs[t.idx] as spec from partition_tips(topic_ids, partitions) t order by t.idx
     loop
         if wanted.log_start is null then
             perform no_partition(wanted.topic_id, wanted.partition);
-        elsif (wanted.spec >= -3) is not true then
+        elsif (wanted.spec >= -5) is not true then
             perform raise_error('LS012', format('there is no offset spec %s', wanted.spec),
                 jsonb_build_object('spec', wanted.spec),
-                'Use -1 (latest), -2 (earliest), -3 (max timestamp) or milliseconds since the epoch.');
-        elsif wanted.spec in (-1, -2) then
-            return query values (
-                wanted.idx, case wanted.spec when -1 then wanted.end_offset else wanted.log_start end,
-                null::int8, wanted.leader_epoch);
+                'Use -1 (latest), -2 (earliest), -3 (max timestamp), -4 (earliest local), -5 (latest tiered) '
+                'or milliseconds since the epoch.');
+        elsif wanted.spec in (-1, -2, -4, -5) then
+            return query select wanted.idx, case wanted.spec
+                when -1 then wanted.end_offset when -2 then wanted.log_start when -4 then wanted.local_start
+                else (select max(f.last_offset) + 1 from remote_segment f
+                      where f.topic_id = wanted.topic_id and f.partition = wanted.partition
+                        and f.state = 'copied') end,
+                null::int8, wanted.leader_epoch, false;
         else
             select q.* into p from topic_partition q
             where q.topic_id = wanted.topic_id and q.partition = wanted.partition;
+            largest := wanted.spec;
+            file := null;
+            if p.log_start < p.local_start then
+                if wanted.spec = -3 then
+                    select max(f.max_timestamp) into largest from remote_files(p.topic_id, p.partition, p.log_start) f;
+                end if;
+                select f.* into file from remote_files(p.topic_id, p.partition, p.log_start) f
+                where f.max_timestamp >= largest order by f.last_offset limit 1;
+                p.log_start := p.local_start;
+            end if;
+            if wanted.spec = -3 and coalesce(largest_timestamp(p), -1) > coalesce(file.max_timestamp, -1) then
+                file := null;
+                largest := largest_timestamp(p);
+            end if;
             return query
-                select wanted.idx, o."offset", o.found_timestamp, o.leader_epoch
-                from offset_for_time(
-                    p, case wanted.spec when -3 then largest_timestamp(p) else wanted.spec end) o;
+                select wanted.idx, file.first_offset, largest, wanted.leader_epoch, true
+                where file.file_id is not null
+                union all
+                select wanted.idx, o."offset", o.found_timestamp, o.leader_epoch, false
+                from offset_for_time(p, largest) o where file.file_id is null;
         end if;
     end loop;
 end

@@ -14,9 +14,26 @@ language sql stable security definer set search_path from current
 return (select array_agg(p.log_start order by p.partition)
         from topic_partition p where p.topic_id = topic_id_of(log_starts.topic));
 
+-- Takes no lock, reads the catalog, writes nothing, returns nothing: raises a NOTICE if records of the range are
+-- in files only, where SQL does not see them.
+create or replace function say_what_is_remote(
+    topic text, "partition" int4, from_offset int8, to_offset int8, after int8, before int8) returns void
+language plpgsql stable set search_path from current as $$
+begin
+    if exists (select from remote_files(topic_id_of(topic), "partition", from_offset) f
+               where f.first_offset < to_offset and (after is null or f.max_timestamp >= after)
+                 and (before is null or f.min_timestamp < before)) then
+        raise notice 'records from offset % to before % of partition % of topic % are in files, not read here',
+            from_offset, to_offset, "partition", shown(topic)
+            using hint = 'logstore.read() in Python and consumers read both; see the view remote_segments.';
+    end if;
+end
+$$;
+
 -- Takes no lock beyond ACCESS SHARE; reads the catalog and, partition after partition, from the index the
 -- batches that may have records of the range; stops as soon as they have max_records for certain; writes
--- nothing; returns them in order, their arrays untouched. Bounds are half open, null is no bound. LS001.
+-- nothing; returns them in order, their arrays untouched. A NOTICE says what is in files only. Bounds are half
+-- open, null is no bound. LS001.
 create or replace function read_batches(
     topic text, "partition" int4, from_offset int8, to_offset int8,
     from_time timestamptz, to_time timestamptz, max_records int8) returns setof batches
@@ -48,6 +65,10 @@ begin
         cross join lateral partition_tips(a.topics, a.partitions) t
         order by t.partition
     loop
+        if part.log_start < part.local_start then
+            perform say_what_is_remote(topic, part.partition, greatest(part.log_start, from_offset),
+                least(part.local_start, to_offset), after, before);
+        end if;
         for leaf in
             select u.*
             from (select s.segment, s.first_offset, s.last_offset, s.min_timestamp, s.max_timestamp,
@@ -56,13 +77,13 @@ begin
                   union all
                   select part.segment, part.segment_start, part.end_offset - 1, part.min_timestamp,
                          part.max_timestamp, part.disorder) u
-            where u.first_offset <= u.last_offset and u.last_offset >= greatest(part.log_start, from_offset)
+            where u.first_offset <= u.last_offset and u.last_offset >= greatest(part.local_start, from_offset)
               and (to_offset is null or u.first_offset < to_offset)
               and (after is null or u.max_timestamp >= after) and (before is null or u.min_timestamp < before)
             order by u.last_offset
         loop
             start_offset := greatest(
-                part.log_start, from_offset, time_position(id, leaf.segment, part.partition, after));
+                part.local_start, from_offset, time_position(id, leaf.segment, part.partition, after));
             -- No record lies further than disorder behind the running maximum, so from there on all are too
             -- late.
             stop_offset := time_position(id, leaf.segment, part.partition, before + leaf.disorder);

@@ -169,8 +169,8 @@ end
 $$;
 
 -- Takes no lock, reads the catalog, writes nothing, returns the live segments of the topic that nobody writes
--- to and that have no record at or above the start of its partition. Those that are being written anew go when
--- that is done.
+-- to and that have no record at or above the start of its partition. What is being written anew goes when that is
+-- done.
 create or replace function expired_segments(topic_id int4) returns setof int4
 language sql stable security definer set search_path from current
 begin atomic
@@ -182,6 +182,8 @@ begin atomic
                       join topic_partition p on p.topic_id = z.topic_id and p.partition = z.partition
                       where z.topic_id = s.topic_id and z.segment = s.segment
                         and z.last_offset >= kept_from(p))
+      and not exists (select from rewrite r
+                      where r.topic_id = s.topic_id and s.segment = any (r.sources || r.merged))
     order by s.place;
 end;
 
@@ -202,6 +204,77 @@ begin
             bytes := retire_segments(topic_id, expired);
         end if;
     end if;
+end
+$$;
+
+-- Takes no lock, reads the catalog, writes nothing, returns the neighbouring segments of the topic that should be
+-- written anew (null: none) without what lies below the log start: those that are dropped never, or late, because
+-- of the few records that a slower partition has in them. Each is expired for the most part, and together that
+-- is a twentieth of the topic, and a segment or 1 MB; or they are many and small, and their records are no
+-- further apart than segment.ms, so that nothing expires later than it may.
+create or replace function segments_to_evacuate(topic_id int4) returns int4[]
+language plpgsql stable security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    id constant int4 := topic_id;
+    t constant topic := (select u from topic u where u.topic_id = id);
+    most_apart constant numeric := effective_configs(t.configs) ->> 'segment.ms';
+    worth int8 := least(1048576, t.segment_bytes);
+    leaf record;
+    neighbours int4[];
+    fits boolean;
+    dead int8 := 0;
+    oldest int8;
+    newest int8;
+begin
+    if t.tiered or exists (select from rewrite r where r.topic_id = id) then
+        return null;
+    end if;
+    worth := greatest(worth, (select sum(z.bytes) / 20 from sealed_segment z where z.topic_id = id));
+    for merging in 0 .. 1 loop
+        neighbours := '{}';
+        for leaf in
+            select s.segment, s.place, coalesce(sum(z.bytes) filter (where z.last_offset < p.log_start), 0) as dead,
+                   coalesce(sum(z.bytes) filter (where z.last_offset >= p.log_start), 0) as live,
+                   min(z.min_timestamp) filter (where z.last_offset >= p.log_start) as oldest,
+                   max(z.max_timestamp) filter (where z.last_offset >= p.log_start) as newest,
+                   s.segment = t.active_segment
+                   or exists (select from topic_partition q where q.topic_id = id and q.segment = s.segment)
+                       as written
+            from topic_segment s
+            left join (sealed_segment z join topic_partition p
+                       on p.topic_id = z.topic_id and p.partition = z.partition)
+                on z.topic_id = s.topic_id and z.segment = s.segment
+            where s.topic_id = id and s.live
+            group by s.segment, s.place
+            union all
+            select null, 2147483647, 0, 0, null, null, true
+            order by place
+        loop
+            continue when leaf.dead + leaf.live = 0 and not leaf.written;
+            fits := not leaf.written
+                and case merging when 0 then leaf.dead >= leaf.live
+                                 else leaf.dead + leaf.live < t.segment_bytes / 8 end;
+            if not fits or greatest(newest, leaf.newest) - least(oldest, leaf.oldest) > most_apart then
+                if cardinality(neighbours) >= 8 or merging = 0 and neighbours <> '{}' and dead >= worth then
+                    return neighbours;
+                end if;
+                neighbours := '{}';
+            end if;
+            if neighbours = '{}' then
+                dead := 0;
+                oldest := null;
+                newest := null;
+            end if;
+            if fits then
+                neighbours := neighbours || leaf.segment;
+                dead := dead + leaf.dead;
+                oldest := least(oldest, leaf.oldest);
+                newest := greatest(newest, leaf.newest);
+            end if;
+        end loop;
+    end loop;
+    return null;
 end
 $$;
 

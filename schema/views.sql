@@ -1,16 +1,22 @@
 -- The catalog as SQL sees it.
 
+-- Records below local_start are in files only (see remote_segments); bytes are what PostgreSQL has.
 create or replace view partitions as
 select t.name as topic, w.partition, w.log_start, w.end_offset as high_watermark,
        w.end_offset - w.log_start as records,
        coalesce(w.bytes, 0) + coalesce(s.bytes, 0) as bytes, w.segment, w.leader_epoch,
-       to_timestamp(greatest(w.max_timestamp, s.max_timestamp)::float8 / 1000) as max_timestamp
+       to_timestamp(greatest(w.max_timestamp, s.max_timestamp, r.max_timestamp)::float8 / 1000)
+           as max_timestamp,
+       w.local_start, coalesce(r.bytes, 0)::int8 as remote_bytes
 from topic t
 cross join lateral partition_tips(
     array_fill(t.topic_id, array[t.partitions]), array(select generate_series(0, t.partitions - 1))) w
 left join lateral (
     select sum(s.bytes)::int8 as bytes, max(s.max_timestamp) as max_timestamp from sealed_segment s
-    where s.topic_id = w.topic_id and s.partition = w.partition and s.last_offset >= w.log_start) s on true;
+    where s.topic_id = w.topic_id and s.partition = w.partition and s.last_offset >= w.local_start) s on true
+left join lateral (
+    select sum(f.bytes) as bytes, max(f.max_timestamp) as max_timestamp
+    from remote_files(w.topic_id, w.partition, w.log_start) f where w.log_start < w.local_start) r on true;
 
 create or replace view segments as
 select t.name as topic, u.segment, u.partition, u.first_offset, u.last_offset,

@@ -14,6 +14,7 @@ from logstore._async.driver import Connection
 from logstore._async.group_admin import GroupAdmin
 from logstore._async.session import Session
 from logstore._async.share_admin import ShareAdmin
+from logstore._async.tiered import resolved
 from logstore._async.transaction_admin import TransactionAdmin
 from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
@@ -234,9 +235,10 @@ class AsyncAdmin(GroupAdmin, ShareAdmin, TransactionAdmin):
     ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
         """An offset of each partition.
 
-        A spec is -2 (the start of the log), -1 (its end), -3 (the record with the highest timestamp) or a
-        timestamp in milliseconds (the first record at or after it); they are ``EARLIEST``, ``LATEST`` and
-        ``MAX_TIMESTAMP`` in :mod:`logstore.topics`.  None: there is no such record.  The timestamp is -1
+        A spec is -2 (the start of the log), -1 (its end), -3 (the record with the highest timestamp), -4 (the
+        start of what PostgreSQL has), -5 (the end of what is in files) or a timestamp in milliseconds (the
+        first record at or after it); they are ``EARLIEST``, ``LATEST``, ``MAX_TIMESTAMP``, ``EARLIEST_LOCAL``
+        and ``LATEST_TIERED`` in :mod:`logstore.topics`.  None: there is no such record.  The timestamp is -1
         where no record was looked for.
         """
         tps = [TopicPartition(*tp) for tp in specs]
@@ -254,6 +256,12 @@ class AsyncAdmin(GroupAdmin, ShareAdmin, TransactionAdmin):
                 [_offset(spec) for spec in specs.values()],
             )
         )
+        rows = [
+            await resolved(
+                self._run, self._calls.schema, ids[tps[row.idx - 1].topic], tps[row.idx - 1].partition, row
+            )
+            for row in rows
+        ]
         found: dict[TopicPartition, OffsetAndTimestamp | None] = dict.fromkeys(tps)
         for row in rows:
             if row.offset is not None:

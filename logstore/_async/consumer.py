@@ -548,10 +548,8 @@ class AsyncConsumer(Processing):
         for tp in tps:
             if tp.topic not in ids:
                 raise UnknownTopicOrPartitionError(f"There is no topic {tp.topic!r}.", details=tp._asdict())
-        rows = await self._fetcher.ask(
-            self._calls.list_offsets(
-                [ids[tp.topic] for tp in tps], [tp.partition for tp in tps], list(specs.values())
-            )
+        rows = await self._fetcher.list_offsets(
+            [ids[tp.topic] for tp in tps], [tp.partition for tp in tps], list(specs.values())
         )
         return {tps[row.idx - 1]: row for row in rows}
 

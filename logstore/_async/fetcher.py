@@ -16,10 +16,11 @@ from typing import Any, Generic, TypeVar
 from logstore._async.concurrency import Condition, Lock, Task, spawn
 from logstore._async.driver import Connection
 from logstore._async.session import Session
+from logstore._async.tiered import FileReads, resolved
 from logstore._async.waiting import Waiting
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
-from logstore._core.calls import EARLIEST, TopicMetadata
+from logstore._core.calls import EARLIEST, ListedOffset, TopicMetadata
 from logstore._core.pace import LONGEST_S, Way
 from logstore._core.subscription import Subscription
 from logstore.consumer_config import ConsumerConfig
@@ -92,6 +93,7 @@ class Fetcher:
         self._failure: LogstoreError | None = None
         self._metadata_due = 0.0
         self._task: Task | None = None
+        self._files = FileReads(self, subscription, lock, session.calls.schema)
         # The task's own:
         self._connection: Connection | None = None
         self._waiting: Waiting | None = None
@@ -149,6 +151,18 @@ class Fetcher:
             raise question.error
         return question.answer  # type: ignore[return-value]
 
+    async def list_offsets(
+        self, topic_ids: Sequence[int], partitions: Sequence[int], specs: Sequence[int]
+    ) -> list[ListedOffset]:
+        """What :meth:`Calls.list_offsets` answers, looked up in files where need be."""
+        rows = await self.ask(self._calls.list_offsets(topic_ids, partitions, specs))
+        return [
+            await resolved(
+                self.ask, self._calls.schema, topic_ids[row.idx - 1], partitions[row.idx - 1], row
+            )
+            for row in rows
+        ]
+
     def post(self, call: Call[T], then: Callable[[], object] | None = None) -> Question[T]:
         """Ask without waiting: the answer will be in what this returns, once it is ``done``.
 
@@ -191,6 +205,7 @@ class Fetcher:
             self.closing = True
             self.changed.notify_all()
             self.disturb()
+        await self._files.stop()
         task = self._task
         if task is None:
             await self._disconnect()
@@ -343,6 +358,16 @@ class Fetcher:
         call = self._calls.list_offsets(request.topic_ids, request.partitions, request.specs)
         try:
             rows = await self._connection.run(call, timeout_s=self._timeout_s)
+            rows = [
+                await resolved(
+                    self._connection.run,
+                    self._calls.schema,
+                    request.topic_ids[row.idx - 1],
+                    request.partitions[row.idx - 1],
+                    row,
+                )
+                for row in rows
+            ]
         except UnknownTopicOrPartitionError:
             with self._lock:
                 self._subscription.needs_metadata = True
@@ -358,6 +383,8 @@ class Fetcher:
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
+            if self._subscription.reads_files:
+                self._files.wake()
             self._tell()  # of errors that were found on the way here, such as a missing reset policy
         if request is None:
             await self._park()
@@ -377,7 +404,10 @@ class Fetcher:
             found = self._subscription.fetched(request, rows, follower=self._follower)
             behind = self._subscription.behind(request)
             self._tell()
-            self._is_caught_up(not found)
+            files = self._subscription.reads_files
+            self._is_caught_up(not found and not files)
+            if files:
+                self._files.wake()
         drained, self._waiting.brought = self._waiting.brought, False
         if found:
             if not drained:
@@ -416,6 +446,12 @@ class Fetcher:
         """Drain what transactions have staged; whether some of it was for us."""
         assert self._waiting is not None
         return await self._waiting.drained(set(map(str, topic_ids)))
+
+    def file_was_read(self) -> None:
+        """A file has brought records, an error, or nothing.  The lock must be held."""
+        self._tell()
+        if not self._subscription.reads_files:
+            self.disturb()
 
     def _is_caught_up(self, now: bool) -> None:
         if now != self.caught_up:
@@ -464,7 +500,7 @@ class Fetcher:
             if self._attention or self.closing or self._subscription.has_room:
                 return
             self.parked = True
-            self._is_caught_up(True)
+            self._is_caught_up(not self._subscription.reads_files)
             due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
             if not self._waiting.outbox.seated:
                 await self._work.wait(min(IDLE_S, due))

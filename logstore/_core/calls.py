@@ -16,7 +16,9 @@ from logstore._core.call import Call, Row, quoted
 
 __all__ = [
     "EARLIEST",
+    "EARLIEST_LOCAL",
     "LATEST",
+    "LATEST_TIERED",
     "MAX_TIMESTAMP",
     "AppendBatch",
     "AppendResult",
@@ -38,6 +40,10 @@ EARLIEST: Final = -2
 """``list_offsets``: the start of the log."""
 MAX_TIMESTAMP: Final = -3
 """``list_offsets``: the record with the highest time stamp."""
+EARLIEST_LOCAL: Final = -4
+"""``list_offsets``: the start of what PostgreSQL has; what comes before is in files."""
+LATEST_TIERED: Final = -5
+"""``list_offsets``: the end of what is in files."""
 
 
 class ServerInfo(NamedTuple):
@@ -115,6 +121,8 @@ class FetchRow(NamedTuple):
     header_values: list[bytes | None] | None
     offset_deltas: list[int] | None
     """None: dense from ``base_offset``."""
+    local_start: int | None = None
+    """On state rows: records from ``log_start`` to here are in files only."""
 
 
 class Watermarks(NamedTuple):
@@ -130,6 +138,10 @@ class ListedOffset(NamedTuple):
     """None: no record is that late."""
     timestamp: int | None
     leader_epoch: int | None
+    remote: bool = False
+    """The record is in a file, the one that begins at ``offset`` or a later one; ``timestamp`` is what to
+    look for there.
+    """
 
 
 class ConfigEntry(NamedTuple):
@@ -175,7 +187,7 @@ class Calls:
             "idx, log_start, high_watermark", "high_watermarks", "int4[]", "int4[]"
         )
         self._list_offsets = self._rows(
-            'idx, "offset", "timestamp", leader_epoch', "list_offsets", "int4[]", "int4[]", "int8[]"
+            'idx, "offset", "timestamp", leader_epoch, remote', "list_offsets", "int4[]", "int4[]", "int8[]"
         )
         self._create_topic = self._value("create_topic", "text", "int4", "text::jsonb", "boolean")
         self._alter_topic = self._value("alter_topic", "text", "text::jsonb", "text[]")

@@ -29,6 +29,7 @@ class PartitionState:
         "log_start",
         "paused",
         "ready",
+        "remote",
         "reset",
         "told",
         "topic_id",
@@ -60,6 +61,8 @@ class PartitionState:
         """Raised to the user when the buffered records are used up."""
         self.told = False
         """An error was raised to the user; nothing is tried before :meth:`Subscription.try_again`."""
+        self.remote = False
+        """The next records are in files, as the last fetch said."""
         self.log_start: int | None = None
         self.high_watermark: int | None = None
 
@@ -79,6 +82,7 @@ class PartitionState:
         self.error = None
         self.told = False
         self.awaiting = False
+        self.remote = False
         self.epoch = None
         self.fetch_offset = offset
         self.reset = reset

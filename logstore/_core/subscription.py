@@ -293,15 +293,7 @@ class Subscription:
         """What to fetch now; None: enough is buffered, or nothing is readable."""
         if self._buffered >= self._max_buffered:
             return None
-        states = [
-            state
-            for state in self._states.values()
-            if state.fetch_offset is not None
-            and state.topic_id is not None
-            and not state.paused
-            and not state.stopped
-            and len(state.fetches) < READ_AHEAD
-        ]
+        states = [state for state in self._states.values() if not state.remote and _wants(state)]
         if not states:
             return None
         return FetchRequest(
@@ -329,6 +321,39 @@ class Subscription:
                 begun.add(idx)
         return bool(begun)
 
+    @property
+    def reads_files(self) -> bool:
+        """Some partition's next records are in files."""
+        return any(
+            state.remote and not state.paused and not state.stopped for state in self._states.values()
+        )
+
+    def next_file_read(self) -> FetchRequest | None:
+        """The partition whose next records are to be read from a file; None: none, or enough is buffered."""
+        if self._buffered < self._max_buffered:
+            for state in self._states.values():
+                if state.remote and _wants(state):
+                    return FetchRequest(
+                        [state], _ids([state]), [state.tp.partition], [state.fetch_offset or 0]
+                    )
+        return None
+
+    def file_read(self, request: FetchRequest, rows: Sequence[FetchRow]) -> None:
+        """The answer to :meth:`next_file_read`; no rows: the server knows where the records are by now."""
+        state = self._current(request, 0)
+        if state is None:
+            return
+        begun = False
+        for row in rows:
+            begun = self._batch(state, row, not begun) or begun
+        state.remote = bool(rows)
+
+    def file_failed(self, request: FetchRequest, error: LogstoreError) -> None:
+        """A file could not be read: told when what comes before is handed out."""
+        state = self._current(request, 0)
+        if state is not None:
+            self._fail(state, error)
+
     def behind(self, request: FetchRequest) -> bool:
         """Whether the log goes on after what ``request`` has brought."""
         return any(
@@ -355,7 +380,8 @@ class Subscription:
         state.log_start = row.log_start
         state.high_watermark = row.high_watermark
         if row.log_start <= offset <= row.high_watermark:
-            return True
+            state.remote = row.local_start is not None and offset < row.local_start
+            return not state.remote
         if follower and offset > row.high_watermark:
             return False
         if self._policy.spec(0) is None:
@@ -534,6 +560,17 @@ class Subscription:
             state.epoch = epoch
             state.batches.appendleft(rest)
             self._enqueue(state)
+
+
+def _wants(state: PartitionState) -> bool:
+    """It can be read on, and there is room for more of it."""
+    return (
+        state.fetch_offset is not None
+        and state.topic_id is not None
+        and not state.paused
+        and not state.stopped
+        and len(state.fetches) < READ_AHEAD
+    )
 
 
 def _ids(states: Iterable[PartitionState]) -> list[int]:

@@ -20,6 +20,7 @@ from logstore._sync.driver import Connection
 from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.session import Session
 from logstore._sync.share_admin import ShareAdmin
+from logstore._sync.tiered import resolved
 from logstore._sync.transaction_admin import TransactionAdmin
 from logstore.errors import (
     ClientClosedError,
@@ -235,9 +236,10 @@ class Admin(GroupAdmin, ShareAdmin, TransactionAdmin):
     ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
         """An offset of each partition.
 
-        A spec is -2 (the start of the log), -1 (its end), -3 (the record with the highest timestamp) or a
-        timestamp in milliseconds (the first record at or after it); they are ``EARLIEST``, ``LATEST`` and
-        ``MAX_TIMESTAMP`` in :mod:`logstore.topics`.  None: there is no such record.  The timestamp is -1
+        A spec is -2 (the start of the log), -1 (its end), -3 (the record with the highest timestamp), -4 (the
+        start of what PostgreSQL has), -5 (the end of what is in files) or a timestamp in milliseconds (the
+        first record at or after it); they are ``EARLIEST``, ``LATEST``, ``MAX_TIMESTAMP``, ``EARLIEST_LOCAL``
+        and ``LATEST_TIERED`` in :mod:`logstore.topics`.  None: there is no such record.  The timestamp is -1
         where no record was looked for.
         """
         tps = [TopicPartition(*tp) for tp in specs]
@@ -255,6 +257,12 @@ class Admin(GroupAdmin, ShareAdmin, TransactionAdmin):
                 [_offset(spec) for spec in specs.values()],
             )
         )
+        rows = [
+            resolved(
+                self._run, self._calls.schema, ids[tps[row.idx - 1].topic], tps[row.idx - 1].partition, row
+            )
+            for row in rows
+        ]
         found: dict[TopicPartition, OffsetAndTimestamp | None] = dict.fromkeys(tps)
         for row in rows:
             if row.offset is not None:

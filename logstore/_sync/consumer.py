@@ -546,10 +546,8 @@ class Consumer(Processing):
         for tp in tps:
             if tp.topic not in ids:
                 raise UnknownTopicOrPartitionError(f"There is no topic {tp.topic!r}.", details=tp._asdict())
-        rows = self._fetcher.ask(
-            self._calls.list_offsets(
-                [ids[tp.topic] for tp in tps], [tp.partition for tp in tps], list(specs.values())
-            )
+        rows = self._fetcher.list_offsets(
+            [ids[tp.topic] for tp in tps], [tp.partition for tp in tps], list(specs.values())
         )
         return {tps[row.idx - 1]: row for row in rows}
 
