@@ -12,6 +12,7 @@
     │   ├── LockTimeoutError               another transaction holds a lock for too long
     │   ├── StorageFullError               the server's disk is full
     │   ├── RemoteStorageError             the place where segments are kept as files cannot be reached
+    │   ├── ThrottlingQuotaExceededError   the quota has been used up for long; nothing was done
     │   └── ServerBusyError                no memory or connection to spare, a deadlock broken
     ├── UnknownTopicOrPartitionError
     ├── TopicAlreadyExistsError
@@ -122,6 +123,7 @@ __all__ = [
     "ServerBusyError",
     "ServerError",
     "StorageFullError",
+    "ThrottlingQuotaExceededError",
     "TopicAlreadyExistsError",
     "TransactionAbortedError",
     "TransactionError",
@@ -216,6 +218,12 @@ class StorageFullError(RetriableError):
     advice = (
         "Free space on the server, or shorten retention; the client keeps retrying until delivery_timeout_ms."
     )
+
+
+class ThrottlingQuotaExceededError(RetriableError):
+    """The quota of the role or client id has been used up for more than ten seconds; nothing was done."""
+
+    advice = "Wait for details['throttle_time_ms'], then try again; `logstore quota list` shows the quotas."
 
 
 class ServerBusyError(RetriableError):
@@ -498,6 +506,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS056": InvalidConfigError,
     "LS057": IllegalStateError,
     "LS054": InvalidArgumentError,
+    "LS059": ThrottlingQuotaExceededError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

@@ -48,6 +48,8 @@ class RecordMetadata(NamedTuple):
     """Bytes; -1 without a key."""
     serialized_value_size: int
     """Bytes; -1 for a tombstone (a value of None)."""
+    throttle_time_ms: int = 0
+    """For how long the producer sends nothing more, because its quota was used up by then."""
 
     @property
     def topic_partition(self) -> TopicPartition:
@@ -64,6 +66,8 @@ class BatchMetadata(NamedTuple):
     record_count: int
     append_time: int
     """Milliseconds since the epoch with ``message.timestamp.type=LogAppendTime``; -1 otherwise."""
+    throttle_time_ms: int = 0
+    """For how long the producer sends nothing more, because its quota was used up by then."""
 
     @property
     def topic_partition(self) -> TopicPartition:

@@ -4,13 +4,15 @@
 -- topic's guard and row, without waiting for either); reads the partition's and the topic's row and the last
 -- batch; writes one batch; returns {base offset, append time in ms or -1 with CreateTime, log start}. acks: 0
 -- synchronous_commit=off, 1 local, -1 on, null: as the session has it, 2: the same, and limits are not looked
--- at again (the records were checked when they were staged). Several in one statement have to be in
+-- at again (the records were checked when they were staged), 3: like -1, for what the log writes by itself.
+-- With 2 and 3 it counts against no quota; otherwise it takes that bucket's lock for a moment, charges it
+-- and, if the quota is used up then, appends to the answer for how many ms nothing more is to be sent. Several in one statement have to be in
 -- ascending order of (topic_id, partition). With a producer id, a batch that is in the log already is not
 -- written again: its first answer is repeated, and since the lock is in the write-ahead log, the commit waits
 -- for what acks says as if it had written. LS001 no such partition, LS007 too large, LS008 a time stamp out
 -- of range, LS009 too few replicas, LS010 arrays that do not fit each other, LS012 acks or isolation level,
 -- LS013 another leader epoch, LS014 an old epoch of the producer, LS015 sequences are missing, LS016 a
--- sequence from long ago.
+-- sequence from long ago, LS059 the quota has been used up for long.
 create or replace function append(
     topic_id int4, "partition" int4, record_count int4, max_timestamp int8,
     timestamps int8[], keys bytea[], "values" bytea[],
@@ -47,11 +49,17 @@ declare
     tip_epoch int2;
     tip_sequence int8;
     first_answer int8[];
+    over_ms int8;
 begin
     -- A snapshot that is older than the lock would not show the last batch.
     if current_setting('transaction_isolation') <> 'read committed' then
         perform raise_error('LS012', 'append needs the isolation level READ COMMITTED', null,
             'Append in a transaction of its own.');
+    end if;
+    if acks = 3 then
+        acks := -1;
+    elsif acks is distinct from 2 and exists (select from quota) then
+        over_ms := nullif(charge_quota('produce', size, true), 0);
     end if;
     if acks between -1 and 1 then
         perform set_config('synchronous_commit', (array['on', 'off', 'local'])[acks + 2], true);
@@ -104,7 +112,8 @@ begin
             first_answer := repeated_batch(topic_id, "partition", segment, producer_id, producer_epoch,
                 base_sequence, record_count);
             if first_answer is not null then
-                return first_answer || log_start;
+                first_answer := first_answer || log_start;
+                return case when over_ms is null then first_answer else first_answer || over_ms end;
             end if;
         end if;
     end if;
@@ -193,7 +202,10 @@ begin
     if segment_bytes >= max_segment_bytes and segment = active then
         perform roll_segment(topic_id, segment);
     end if;
-    return array[base, case timestamp_type when 1 then now_ms else -1 end, log_start];
+    if over_ms is null then
+        return array[base, case timestamp_type when 1 then now_ms else -1 end, log_start];
+    end if;
+    return array[base, case timestamp_type when 1 then now_ms else -1 end, log_start, over_ms];
 end
 $$;
 

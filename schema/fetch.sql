@@ -99,6 +99,9 @@ from batches b where false;
 -- at least one) and what is left of max_bytes (but at least one of all). An offset out of range brings no
 -- batch, and neither does one below the first row's local_start: from there to local_start remote_files() says
 -- where the records are.
+-- If there are quotas, it takes that bucket's lock for a moment and charges it; one fetch brings no more
+-- than one second's worth, and if the quota is used up then, a last row has 0 as its idx and as its
+-- record_count for how many ms nothing more is to be fetched. LS059: the quota has been used up for long.
 create or replace function "fetch"(
     topic_ids int4[], partitions int4[], offsets int8[], max_bytes int4, max_partition_bytes int4)
 returns setof fetched
@@ -112,7 +115,12 @@ declare
     remaining int8 := max_bytes;
     begun boolean := false;
     got int8;
+    metered constant boolean := exists (select from quota);
+    sent int8 := 0;
 begin
+    if metered then
+        remaining := least(remaining, (quota_state('fetch', true)).rate);
+    end if;
     for part in
         select t.*, offsets[t.idx] as "offset" from partition_tips(topic_ids, partitions) t order by t.idx
     loop
@@ -148,6 +156,15 @@ begin
             got := got + batch.size_bytes;
             remaining := remaining - batch.size_bytes;
         end loop;
+        sent := sent + got;
     end loop;
+    if metered and sent > 0 then
+        batch := null;
+        batch.idx := 0;
+        batch.record_count := charge_quota('fetch', sent, false);
+        if batch.record_count > 0 then
+            return next batch;
+        end if;
+    end if;
 end
 $$;

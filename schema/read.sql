@@ -33,7 +33,8 @@ $$;
 -- Takes no lock beyond ACCESS SHARE; reads the catalog and, partition after partition, from the index the
 -- batches that may have records of the range; stops as soon as they have max_records for certain; writes
 -- nothing; returns them in order, their arrays untouched. A NOTICE says what is in files only. Bounds are half
--- open, null is no bound. LS001.
+-- open, null is no bound. If there are quotas, takes that bucket's lock for a moment and charges
+-- it. LS001, LS059 the quota has been used up for long.
 create or replace function read_batches(
     topic text, "partition" int4, from_offset int8, to_offset int8,
     from_time timestamptz, to_time timestamptz, max_records int8) returns setof batches
@@ -50,7 +51,12 @@ declare
     batch batches;
     start_offset int8;
     stop_offset int8;
+    metered constant boolean := exists (select from quota);
+    sent int8 := 0;
 begin
+    if metered then
+        perform quota_state('fetch', true);
+    end if;
     if "partition" is not null then
         perform no_partition(id, "partition")
         where not exists (select from topic_partition p
@@ -100,6 +106,7 @@ begin
                 continue when batch.max_timestamp < after;
                 exit when wanted <= 0;
                 return next batch;
+                sent := sent + batch.size_bytes;
                 if batch.base_offset >= start_offset and (to_offset is null or batch.last_offset < to_offset)
                    and (after is null or batch.segment_max_timestamp - leaf.disorder >= after)
                    and (before is null or batch.max_timestamp < before) then
@@ -110,6 +117,9 @@ begin
         end loop;
         exit when wanted <= 0;
     end loop;
+    if metered and sent > 0 then
+        perform charge_quota('fetch', sent, false);
+    end if;
 end
 $$;
 

@@ -81,7 +81,7 @@ begin
         if keys <> '{}' and (into_partition <> letter.into_partition
             or batch_size + size > least(target.max_message_bytes, 1048576) or cardinality(keys) >= 1000) then
             perform append(target.topic_id, into_partition, cardinality(keys), now_ms, null, keys, bodies,
-                header_records, header_keys, header_values, (-1)::int2);
+                header_records, header_keys, header_values, 3::int2);
             keys := '{}';
         end if;
         if keys = '{}' then
@@ -103,7 +103,7 @@ begin
     end loop;
     if keys <> '{}' then
         perform append(target.topic_id, into_partition, cardinality(keys), now_ms, null, keys, bodies,
-            header_records, header_keys, header_values, (-1)::int2);
+            header_records, header_keys, header_values, 3::int2);
     end if;
 end
 $$;

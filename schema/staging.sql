@@ -29,8 +29,9 @@ end;
 
 -- Takes no lock; reads the topic's row; writes one row to a staging table; returns the partition:
 -- "partition", else the one that key belongs to, else one at random. The record gets into the log when the
--- transaction has committed. "timestamp" is in ms, null: now. LS001, LS007 too large, LS008 a time stamp out
--- of range, LS010 headers that do not fit each other.
+-- transaction has committed. "timestamp" is in ms, null: now. If there are quotas, takes that bucket's lock for a
+-- moment and charges it. LS001, LS007 too large, LS008 a time stamp out of range, LS010 headers that do not
+-- fit each other, LS059 the quota has been used up for long.
 create or replace function stage(
     topic text, "partition" int4, key bytea, value bytea,
     header_keys text[], header_values bytea[], "timestamp" int8) returns int4
@@ -85,6 +86,9 @@ begin
                 'message.timestamp.after.max.ms', t.after_max), null);
     end if;
 
+    if exists (select from quota) then
+        perform charge_quota('produce', size, true);
+    end if;
     rings := coalesce(current_setting(flag, true), '') = '';
     if turn = 0 then
         insert into staged_0

@@ -7,10 +7,12 @@ program's statements, the appends by ascending partition, the group's offsets, C
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from uuid import uuid4
 
+from logstore._async.concurrency import sleep
 from logstore._async.futures import SendFuture
 from logstore._core.call import Call
 from logstore._core.calls import AppendResult
@@ -39,6 +41,8 @@ __all__ = ["ConsumerTransaction", "Link"]
 T = TypeVar("T")
 
 _FAILED_STATEMENT = "25P02"
+QUOTA_LOOK_S = 0.25
+"""How often a transaction that waits for the quota looks whether it still has to."""
 
 
 class Link(Protocol):
@@ -137,6 +141,7 @@ class ConsumerTransaction:
         consumer = self._consumer
         await consumer._settle_doubt()
         group = await consumer._in_transactions()
+        await self._keep_to_quota()
         group.reading = True
         try:
             polled = await consumer._poll(self._timeout_ms, self._max_records, ())
@@ -167,6 +172,17 @@ class ConsumerTransaction:
         consumer._outgoing.open()
         self._open = True
         return True
+
+    async def _keep_to_quota(self) -> None:
+        """Wait as long as the server has said, when a transaction before this one has produced too much."""
+        consumer, outgoing = self._consumer, self._consumer._outgoing
+        while (left := outgoing.throttle.left(monotonic())) > 0:
+            with consumer._lock:
+                consumer._check()
+            await sleep(min(left, QUOTA_LOOK_S))
+            if outgoing.throttle.to_ask(monotonic()):
+                state = await consumer._fetcher.ask(outgoing.quota_calls.quota_state("produce"))
+                outgoing.throttle.asked(state, monotonic())
 
     async def _make_link(self) -> Link:
         return await self._consumer._link()

@@ -21,14 +21,18 @@ from logstore._async.waiting import Waiting
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, ListedOffset, TopicMetadata
+from logstore._core.fetch_tally import FetchTally
 from logstore._core.pace import LONGEST_S, Way
+from logstore._core.quota_calls import QuotaCalls
 from logstore._core.subscription import Subscription
+from logstore._core.throttle import Throttle, refused_for_ms
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
     ClientClosedError,
     LogstoreError,
     RequestTimedOutError,
     RetriableError,
+    ThrottlingQuotaExceededError,
     UnknownTopicOrPartitionError,
 )
 from logstore.records import TopicPartition
@@ -99,6 +103,10 @@ class Fetcher:
         self._waiting: Waiting | None = None
         self._follower = False
         self._looked_at_staging = False
+        self.tally = FetchTally()
+        self.throttle = Throttle()
+        """Set by what the server says of the quota; nothing is fetched before it is over."""
+        self._quota_calls = QuotaCalls(config.schema)
         self._backoff = Backoff(
             config.reconnect_backoff_ms / 1000, config.reconnect_backoff_max_ms / 1000, random
         )
@@ -380,6 +388,9 @@ class Fetcher:
     async def _fetch(self) -> None:
         assert self._connection is not None
         assert self._waiting is not None
+        if self.throttle.left(time.monotonic()) > 0:
+            await self._keep_to_quota()
+            return
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
@@ -398,9 +409,15 @@ class Fetcher:
             config.max_partition_fetch_bytes,
         )
         began = time.monotonic()
-        rows = await self._connection.run(call, timeout_s=self._timeout_s)
+        try:
+            rows = await self._connection.run(call, timeout_s=self._timeout_s)
+        except ThrottlingQuotaExceededError as error:
+            self._throttled(refused_for_ms(error.details))
+            return
+        self._throttled(rows.throttle_ms)
         now = time.monotonic()
         with self._lock:
+            self.tally.fetched(rows, now - began)
             found = self._subscription.fetched(request, rows, follower=self._follower)
             behind = self._subscription.behind(request)
             self._tell()
@@ -423,6 +440,35 @@ class Fetcher:
             await self._pause_and_drain(pause.seconds, request.topic_ids)
         elif not await self._waiting.announced(request.topic_ids):
             await self._sleep_and_drain(pause.seconds, request.topic_ids)
+
+    def _throttled(self, throttle_ms: int) -> None:
+        """An answer said how long to wait, by the quota; 0: not at all."""
+        with self._lock:
+            news = self.throttle.told(throttle_ms, time.monotonic())
+        if news:
+            _log.warning(
+                "Client %r has used up its consumer quota; it fetches nothing more for %d ms.",
+                self._config.client_id,
+                throttle_ms,
+            )
+
+    async def _keep_to_quota(self) -> None:
+        """Fetch nothing, for a while; questions are answered, and who drains goes on draining."""
+        assert self._connection is not None
+        assert self._waiting is not None
+        await self._waiting.not_waiting()
+        now = time.monotonic()
+        if self.throttle.to_ask(now):
+            left_ms: int | None = None
+            call = self._quota_calls.quota_state("fetch")
+            try:
+                left_ms = await self._connection.run(call, timeout_s=self._timeout_s)
+            finally:
+                self.throttle.asked(left_ms, time.monotonic())
+        elif self._waiting.outbox.seated:
+            await self._sleep(self.throttle.pause(now))
+        else:
+            await self._pause(self.throttle.pause(now))
 
     async def _sleep_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
         assert self._waiting is not None

@@ -12,12 +12,14 @@ from logstore._async.concurrency import Task, spawn
 from logstore._async.driver import Connection
 from logstore._core.batch import Batch
 from logstore._core.calls import AppendResult
+from logstore._core.throttle import refused_for_ms
 from logstore.errors import (
     ClientClosedError,
     DuplicateSequenceError,
     LogstoreError,
     NotLeaderError,
     RecordTooLargeError,
+    ThrottlingQuotaExceededError,
     UnknownTopicOrPartitionError,
 )
 
@@ -105,8 +107,10 @@ class Lane:
             able = now >= self._connect_at
             topics = sender.topics_to_look_up(now) if able else []
             wakes = sender.topics_to_wake(now)
-            batches = sender.accumulator.drain(now, sender.share) if able else []
-            if not (expired or topics or wakes or batches):
+            ask = able and sender.throttle.to_ask(now)
+            throttled = sender.throttle.left(now) > 0
+            batches = sender.accumulator.drain(now, sender.share) if able and not throttled else []
+            if not (expired or topics or wakes or batches or ask):
                 if sender.finished():
                     return False
                 if not self._finished:
@@ -123,6 +127,8 @@ class Lane:
             await self._wake(wakes)
         if topics:
             await self._look_up(topics)
+        if ask:
+            await self._ask_for_quota()
         if batches:
             await self._deliver(batches)
         return not sender.aborted
@@ -161,11 +167,16 @@ class Lane:
                     sender.publish(batches)
                 sender.appended(batches)
                 sender.tally.request(batches, now - started)
+                sender.throttled(max(result.throttle_ms for result in results), now)
         self._finish([batch for batch in batches if batch.done])
 
     async def _failed(self, batches: Sequence[Batch], error: LogstoreError) -> None:
         sender = self._sender
         count = sum(map(len, batches))
+        refused = isinstance(error, ThrottlingQuotaExceededError)
+        if refused:
+            with sender.lock:
+                sender.throttled(refused_for_ms(error.details), monotonic())
         if sender.config.acks == 0:
             with sender.lock:
                 sender.tally.errors += count
@@ -178,13 +189,15 @@ class Lane:
             for batch in batches:
                 await self._deliver([batch])
             return
-        again, at_once = error.retriable, False
+        again, at_once = error.retriable, refused
         if isinstance(error, UnknownTopicOrPartitionError | RecordTooLargeError):
             again, at_once = await self._look_again(batches[0], error)
         with sender.lock:
             now = monotonic()
             for batch in batches:
-                if again and sender.accumulator.retry(batch, error, now, at_once=at_once):
+                if again and sender.accumulator.retry(
+                    batch, error, now, at_once=at_once, counted=not refused
+                ):
                     sender.tally.retries += len(batch)
                 elif isinstance(error, DuplicateSequenceError):
                     # It is in the log, and nobody knows where any more.
@@ -226,7 +239,19 @@ class Lane:
         for batch in finished:
             batch.release()
 
-    # ---- topics and consumers
+    # ---- quotas, topics and consumers
+
+    async def _ask_for_quota(self) -> None:
+        """Who has to wait for long asks whether that has changed meanwhile."""
+        sender = self._sender
+        answer = None
+        with suppress(LogstoreError):
+            connection = await self.connect()
+            answer = await connection.run(
+                sender.quota_calls.quota_state("produce"), timeout_s=sender.patience_s(self._due_by)
+            )
+        with sender.lock:
+            sender.throttle.asked(answer, monotonic())
 
     async def _look_up(self, names: Sequence[str]) -> bool:
         """Ask the server about topics; whether it answered."""

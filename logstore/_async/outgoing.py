@@ -16,9 +16,11 @@ from logstore._core.calls import AppendBatch, AppendResult, Calls
 from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
 from logstore._core.partitioner import crc32_partition
 from logstore._core.queues import Limits, Topic
+from logstore._core.quota_calls import QuotaCalls
+from logstore._core.throttle import Throttle, refused_for_ms
 from logstore._core.transaction import HeldRecords, requests
 from logstore.config import ProducerConfig
-from logstore.errors import LogstoreError, UnknownTopicOrPartitionError
+from logstore.errors import LogstoreError, ThrottlingQuotaExceededError, UnknownTopicOrPartitionError
 from logstore.records import Header
 
 __all__ = ["Outgoing"]
@@ -36,6 +38,9 @@ class Outgoing:
         self._lock = lock
         self._metadata_max_age_s = metadata_max_age_s
         self._intake = Intake(None, None)
+        self.quota_calls = QuotaCalls(calls.schema)
+        self.throttle = Throttle()
+        """Set by what the server says of the producer quota; no transaction begins before it is over."""
         self._held: HeldRecords[SendFuture] = HeldRecords(
             Limits(
                 batch_size=DEFAULTS.batch_size,
@@ -110,6 +115,7 @@ class Outgoing:
 
     def written(self, results: Sequence[AppendResult]) -> None:
         """What was taken is in the log."""
+        self.throttle.told(max((result.throttle_ms for result in results), default=0), monotonic())
         with self._lock:
             by_batch: Mapping[Batch, Sequence[AppendResult]] = {
                 batch: [result] for batch, result in zip(self._held.held, results, strict=True)
@@ -119,6 +125,8 @@ class Outgoing:
 
     def give_up(self, error: LogstoreError) -> None:
         """Nothing of what was taken, or waits, gets into the log."""
+        if isinstance(error, ThrottlingQuotaExceededError):
+            self.throttle.told(refused_for_ms(error.details), monotonic())
         with self._lock:
             failed = self._held.give_up(error)
             if isinstance(error, UnknownTopicOrPartitionError):

@@ -55,6 +55,9 @@ class Processing(Committing):
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
         raise NotImplementedError
 
+    def _check(self) -> None:
+        raise NotImplementedError
+
     def transaction(self, *, timeout_ms: float = 1000, max_records: int | None = None) -> ConsumerTransaction:
         """A transaction for a ``with`` block: what is read, written, produced and committed in it happens as
         a whole, once, or not at all.

@@ -284,6 +284,7 @@ class AsyncProducer(Transacting):
             accumulator = self._accumulator
             return {
                 **self._sender.tally.by_name(),
+                **self._sender.throttle.by_name("produce"),
                 "requests-in-flight": accumulator.in_flight,
                 "buffer-total-bytes": accumulator.limits.buffer_memory,
                 "buffer-available-bytes": accumulator.limits.buffer_memory - accumulator.used,

@@ -24,7 +24,9 @@ from logstore._core.batch import Batch
 from logstore._core.calls import TopicMetadata
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Limits
+from logstore._core.quota_calls import QuotaCalls
 from logstore._core.tally import Tally
+from logstore._core.throttle import Throttle
 from logstore._core.transaction import HeldRecords
 from logstore.config import ProducerConfig
 from logstore.errors import (
@@ -73,6 +75,9 @@ class Sender:
         self.progress = Condition(self.lock)
         """There may be room in the buffer, or the producer is being closed."""
         self.tally = Tally()
+        self.throttle = Throttle()
+        """Set by what the server says of the quota; nothing is appended before it is over."""
+        self.quota_calls = QuotaCalls(config.schema)
         self.session = session
         self.config = config
         self.timeout_s = config.request_timeout_ms / 1000
@@ -212,6 +217,16 @@ class Sender:
         self._lanes.append(lane)
         return lane
 
+    def throttled(self, throttle_ms: int, now: float) -> None:
+        """An answer said how long to wait, by the quota; 0: not at all."""
+        if self.throttle.told(throttle_ms, now):
+            _log.warning(
+                "Client %r has used up its producer quota; it sends nothing more for %d ms.",
+                self.config.client_id,
+                throttle_ms,
+            )
+        self.accumulator.hindrance = "The producer's quota is used up." if throttle_ms > 0 else ""
+
     def finished(self) -> bool:
         """There is nothing left to do, nor will there be."""
         if self.aborted or (self.closing and self.accumulator.idle):
@@ -227,8 +242,11 @@ class Sender:
         due = [IDLE_S]
         due += [at - now for at in self._to_wake.values()]
         wait = self.accumulator.wait_s(now)
+        if self.throttle.left(now) > 0:
+            due.append(self.throttle.pause(now))
         if wait is not None:
-            due.append(wait)
+            # While nothing may be sent, time-outs are looked for once a second.
+            due.append(max(wait, min(self.throttle.pause(now), 1.0)))
         if self._lookups.keys() - self._looking_up:
             due.append(0.0)
         return max(0.0, min(due))

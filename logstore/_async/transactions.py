@@ -21,6 +21,7 @@ from logstore._core.backoff import Backoff
 from logstore._core.batch import Batch
 from logstore._core.calls import AppendBatch, AppendResult
 from logstore._core.group_calls import Commit
+from logstore._core.throttle import refused_for_ms
 from logstore._core.transaction import HeldRecords, Phase, Sequences, TransactionState, requests
 from logstore._core.transaction_calls import (
     OffsetStamps,
@@ -35,6 +36,7 @@ from logstore.errors import (
     NotLeaderError,
     ProducerFencedError,
     RecordTooLargeError,
+    ThrottlingQuotaExceededError,
     TransactionAbortedError,
     UnknownOutcomeError,
     UnknownTopicOrPartitionError,
@@ -45,6 +47,8 @@ __all__ = ["Transactions"]
 
 ALL = -1
 """acks of transactions."""
+QUOTA_LOOK_S = 0.5
+"""How often a commit that waits for the quota looks whether it still has to."""
 
 
 @dataclass(slots=True)
@@ -204,6 +208,7 @@ class Transactions:
             done = self._held.written(written.batches)
             self._sender.appended(done)
             self._sender.tally.request(done, seconds)
+            self._sender.throttled(max((batch.throttle_ms for batch in done), default=0), monotonic())
             self._sender.publish(done)
             self._sender.work.notify_all()
         self._finish(done)
@@ -239,18 +244,37 @@ class Transactions:
         deadline = monotonic() + self._delivery_timeout_s
         failures = 0
         while True:
+            if self._trace is None:
+                await self._keep_to_quota(deadline)
             try:
                 if self._trace is not None:
                     if await self._is_there(self._trace):
                         return self._trace
                     self._trace = None
                 return await self._write()
+            except ThrottlingQuotaExceededError as error:
+                with self._lock:
+                    self._sender.throttled(refused_for_ms(error.details), monotonic())
             except (RecordTooLargeError, UnknownTopicOrPartitionError) as error:
                 if self._trace is not None or not await self._look_again(error):
                     raise
             except LogstoreError as error:
                 failures += 1
                 await self._pause_or_raise(error, failures, deadline)
+
+    async def _keep_to_quota(self, deadline: float) -> None:
+        """Wait as long as the server has said; a lane asks meanwhile whether that has changed.
+
+        Raises ThrottlingQuotaExceededError when it is longer than delivery may take, or the producer is
+        closed.
+        """
+        while (left := self._sender.throttle.left(monotonic())) > 0:
+            if self._closed or monotonic() + QUOTA_LOOK_S >= deadline:
+                raise ThrottlingQuotaExceededError(
+                    f"The producer's quota is used up for another {left:.1f} s.",
+                    details={"throttle_time_ms": round(left * 1000)},
+                )
+            await sleep(min(left, QUOTA_LOOK_S))
 
     async def _pause_or_raise(self, error: LogstoreError, failures: int, deadline: float) -> None:
         delay = self._backoff.delay(failures)

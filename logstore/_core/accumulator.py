@@ -92,6 +92,8 @@ class Accumulator(Generic[F]):
         """Something changed that the sender has to look at."""
         self.urgent = 0
         """How many callers wait for everything to be sent, whatever linger says."""
+        self.hindrance = ""
+        """What keeps everything from being sent, for the errors of what does not get sent in time."""
         self._partitioner = partitioner
         self._hash = hash_of(partitioner)
         self._choose = choose
@@ -359,8 +361,18 @@ class Accumulator(Generic[F]):
             batch.fail(self._given_up(batch, error))
             self._leave(batch)
 
-    def retry(self, batch: Batch, error: LogstoreError, now: float, *, at_once: bool = False) -> bool:
+    def retry(
+        self,
+        batch: Batch,
+        error: LogstoreError,
+        now: float,
+        *,
+        at_once: bool = False,
+        counted: bool = True,
+    ) -> bool:
         """Try the batch in flight again later, before all later ones of its partition.
+
+        ``counted``: this was one of its attempts; otherwise it only has to wait.
 
         False when it has run out of retries or of time, or may be in the log and has no number by which it
         would be found there: then it has failed.
@@ -373,7 +385,8 @@ class Accumulator(Generic[F]):
                 self.fail(batch, error)
                 return False
         batch.last_error = error
-        batch.attempts += 1
+        if counted:
+            batch.attempts += 1
         queue = batch.queue
         delay = 0.0 if at_once else self._backoff.delay(batch.attempts)
         assert batch.created is not None
@@ -381,7 +394,7 @@ class Accumulator(Generic[F]):
             self.fail(batch, error)
             return False
         if now + delay >= batch.created + self.limits.delivery_timeout_s:
-            self.fail(batch, _overdue(batch, self.limits.delivery_timeout_s))
+            self.fail(batch, _overdue(batch, self.limits.delivery_timeout_s, self.hindrance))
             return False
         del self._in_flight[batch]
         queue.in_flight = None
@@ -398,7 +411,7 @@ class Accumulator(Generic[F]):
         for queue in list(self._active):
             while queue.in_flight is None and self._any(queue) and self._oldest(queue, now) <= oldest:
                 batch = self._take(queue)
-                self.fail(batch, _overdue(batch, self.limits.delivery_timeout_s))
+                self.fail(batch, _overdue(batch, self.limits.delivery_timeout_s, self.hindrance))
                 expired.append(batch)
         return expired
 
@@ -555,8 +568,10 @@ def _unknown(topic: str, partition: int | None = None) -> UnknownTopicOrPartitio
     )
 
 
-def _overdue(batch: Batch, timeout_s: float) -> DeliveryTimeoutError:
-    cause = "" if batch.last_error is None else f"  The last error: {batch.last_error.message}"
+def _overdue(batch: Batch, timeout_s: float, hindrance: str) -> DeliveryTimeoutError:
+    cause = hindrance and f"  {hindrance}"
+    if batch.last_error is not None:
+        cause = f"  The last error: {batch.last_error.message}"
     queue = batch.queue
     return DeliveryTimeoutError(
         f"{len(batch)} records for partition {queue.partition} of topic {queue.topic.name!r} were not "

@@ -83,6 +83,7 @@ class Batch:
         "queue",
         "reserved",
         "room",
+        "throttle_ms",
     )
 
     def __init__(self, queue: PartitionQueue, lock: Any) -> None:
@@ -115,6 +116,7 @@ class Batch:
         self.error: LogstoreError | None = None
         self.base_offset = -1
         self.append_time = -1
+        self.throttle_ms = 0
         self.callbacks: list[Callable[[], None]] | None = None
         """Called once, after the batch is done and outside of the lock."""
         self.event: Any = None
@@ -174,6 +176,7 @@ class Batch:
         """The batch is in the log.  Its rows were appended under one lock, so their offsets are dense."""
         self.base_offset = results[0].base_offset
         self.append_time = results[0].append_time
+        self.throttle_ms = results[-1].throttle_ms
         self.done = True
 
     def fail(self, error: LogstoreError) -> None:
@@ -272,6 +275,7 @@ class RowBatch(Batch):
             LOG_APPEND_TIME if by_server else CREATE_TIME,
             self.key_sizes[index],
             self.value_sizes[index],
+            self.throttle_ms,
         )
 
 
@@ -310,7 +314,8 @@ class BulkBatch(Batch):
     def run(self, start: int, count: int) -> BatchMetadata:
         """Where ``count`` records from ``start`` on are, once the batch is done without an error."""
         offset = -1 if self.base_offset < 0 else self.base_offset + start
-        return BatchMetadata(self.queue.topic.name, self.queue.partition, offset, count, self.append_time)
+        topic, partition = self.queue.topic.name, self.queue.partition
+        return BatchMetadata(topic, partition, offset, count, self.append_time, self.throttle_ms)
 
 
 def _lengths(column: Sequence[bytes | None]) -> list[int] | None:

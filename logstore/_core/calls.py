@@ -26,6 +26,7 @@ __all__ = [
     "Calls",
     "ConfigEntry",
     "FetchRow",
+    "Fetched",
     "ListedOffset",
     "ServerInfo",
     "TopicMetadata",
@@ -97,6 +98,8 @@ class AppendResult(NamedTuple):
     append_time: int
     """Milliseconds; -1 when the records keep their producer's time stamps."""
     log_start_offset: int
+    throttle_ms: int = 0
+    """For how long nothing more is to be appended, by the client's quota."""
 
 
 class FetchRow(NamedTuple):
@@ -123,6 +126,13 @@ class FetchRow(NamedTuple):
     """None: dense from ``base_offset``."""
     local_start: int | None = None
     """On state rows: records from ``log_start`` to here are in files only."""
+
+
+class Fetched(list[FetchRow]):
+    """The rows of a fetch."""
+
+    throttle_ms: int = 0
+    """For how long nothing more is to be fetched, by the client's quota."""
 
 
 class Watermarks(NamedTuple):
@@ -247,7 +257,7 @@ class Calls:
         offsets: Sequence[int],
         max_bytes: int,
         max_partition_bytes: int,
-    ) -> Call[list[FetchRow]]:
+    ) -> Call[Fetched]:
         """The batches at and after ``offsets`` of several partitions (three parallel sequences)."""
         args = (
             Int4Array(topic_ids),
@@ -256,7 +266,7 @@ class Calls:
             max_bytes,
             max_partition_bytes,
         )
-        return Call(self._fetch, args, partial(_many, FetchRow), "fetch")
+        return Call(self._fetch, args, _fetched, "fetch")
 
     def high_watermarks(self, topic_ids: Sequence[int], partitions: Sequence[int]) -> Call[list[Watermarks]]:
         """How far each partition may be read."""
@@ -367,6 +377,13 @@ def _none(rows: Sequence[Row]) -> None:
 
 def _metadata(rows: Sequence[Row]) -> list[TopicMetadata]:
     return [TopicMetadata(row[0], row[1], row[2], row[3], row[4], json.loads(row[5])) for row in rows]
+
+
+def _fetched(rows: Sequence[Row]) -> Fetched:
+    found = Fetched(FetchRow(*row) for row in rows)
+    if found and not found[-1].idx:
+        found.throttle_ms = found.pop().record_count
+    return found
 
 
 def _append_results(rows: Sequence[Row]) -> list[AppendResult]:

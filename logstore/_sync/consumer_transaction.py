@@ -8,6 +8,7 @@ program's statements, the appends by ascending partition, the group's offsets, C
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from uuid import uuid4
@@ -16,6 +17,7 @@ from logstore._core.call import Call
 from logstore._core.calls import AppendResult
 from logstore._core.group_calls import Commit
 from logstore._core.transaction_calls import OffsetStamps, Part, TransactionCalls, together
+from logstore._sync.concurrency import sleep
 from logstore._sync.futures import SendFuture
 from logstore.errors import (
     CommitFailedError,
@@ -40,6 +42,8 @@ __all__ = ["ConsumerTransaction", "Link"]
 T = TypeVar("T")
 
 _FAILED_STATEMENT = "25P02"
+QUOTA_LOOK_S = 0.25
+"""How often a transaction that waits for the quota looks whether it still has to."""
 
 
 class Link(Protocol):
@@ -138,6 +142,7 @@ class ConsumerTransaction:
         consumer = self._consumer
         consumer._settle_doubt()
         group = consumer._in_transactions()
+        self._keep_to_quota()
         group.reading = True
         try:
             polled = consumer._poll(self._timeout_ms, self._max_records, ())
@@ -166,6 +171,17 @@ class ConsumerTransaction:
         consumer._outgoing.open()
         self._open = True
         return True
+
+    def _keep_to_quota(self) -> None:
+        """Wait as long as the server has said, when a transaction before this one has produced too much."""
+        consumer, outgoing = self._consumer, self._consumer._outgoing
+        while (left := outgoing.throttle.left(monotonic())) > 0:
+            with consumer._lock:
+                consumer._check()
+            sleep(min(left, QUOTA_LOOK_S))
+            if outgoing.throttle.to_ask(monotonic()):
+                state = consumer._fetcher.ask(outgoing.quota_calls.quota_state("produce"))
+                outgoing.throttle.asked(state, monotonic())
 
     def _make_link(self) -> Link:
         return self._consumer._link()

@@ -17,8 +17,11 @@ from typing import Any, Generic, TypeVar
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, ListedOffset, TopicMetadata
+from logstore._core.fetch_tally import FetchTally
 from logstore._core.pace import LONGEST_S, Way
+from logstore._core.quota_calls import QuotaCalls
 from logstore._core.subscription import Subscription
+from logstore._core.throttle import Throttle, refused_for_ms
 from logstore._sync.concurrency import Condition, Lock, Task, spawn
 from logstore._sync.driver import Connection
 from logstore._sync.session import Session
@@ -30,6 +33,7 @@ from logstore.errors import (
     LogstoreError,
     RequestTimedOutError,
     RetriableError,
+    ThrottlingQuotaExceededError,
     UnknownTopicOrPartitionError,
 )
 from logstore.records import TopicPartition
@@ -100,6 +104,10 @@ class Fetcher:
         self._waiting: Waiting | None = None
         self._follower = False
         self._looked_at_staging = False
+        self.tally = FetchTally()
+        self.throttle = Throttle()
+        """Set by what the server says of the quota; nothing is fetched before it is over."""
+        self._quota_calls = QuotaCalls(config.schema)
         self._backoff = Backoff(
             config.reconnect_backoff_ms / 1000, config.reconnect_backoff_max_ms / 1000, random
         )
@@ -379,6 +387,9 @@ class Fetcher:
     def _fetch(self) -> None:
         assert self._connection is not None
         assert self._waiting is not None
+        if self.throttle.left(time.monotonic()) > 0:
+            self._keep_to_quota()
+            return
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
@@ -397,9 +408,15 @@ class Fetcher:
             config.max_partition_fetch_bytes,
         )
         began = time.monotonic()
-        rows = self._connection.run(call, timeout_s=self._timeout_s)
+        try:
+            rows = self._connection.run(call, timeout_s=self._timeout_s)
+        except ThrottlingQuotaExceededError as error:
+            self._throttled(refused_for_ms(error.details))
+            return
+        self._throttled(rows.throttle_ms)
         now = time.monotonic()
         with self._lock:
+            self.tally.fetched(rows, now - began)
             found = self._subscription.fetched(request, rows, follower=self._follower)
             behind = self._subscription.behind(request)
             self._tell()
@@ -422,6 +439,35 @@ class Fetcher:
             self._pause_and_drain(pause.seconds, request.topic_ids)
         elif not self._waiting.announced(request.topic_ids):
             self._sleep_and_drain(pause.seconds, request.topic_ids)
+
+    def _throttled(self, throttle_ms: int) -> None:
+        """An answer said how long to wait, by the quota; 0: not at all."""
+        with self._lock:
+            news = self.throttle.told(throttle_ms, time.monotonic())
+        if news:
+            _log.warning(
+                "Client %r has used up its consumer quota; it fetches nothing more for %d ms.",
+                self._config.client_id,
+                throttle_ms,
+            )
+
+    def _keep_to_quota(self) -> None:
+        """Fetch nothing, for a while; questions are answered, and who drains goes on draining."""
+        assert self._connection is not None
+        assert self._waiting is not None
+        self._waiting.not_waiting()
+        now = time.monotonic()
+        if self.throttle.to_ask(now):
+            left_ms: int | None = None
+            call = self._quota_calls.quota_state("fetch")
+            try:
+                left_ms = self._connection.run(call, timeout_s=self._timeout_s)
+            finally:
+                self.throttle.asked(left_ms, time.monotonic())
+        elif self._waiting.outbox.seated:
+            self._sleep(self.throttle.pause(now))
+        else:
+            self._pause(self.throttle.pause(now))
 
     def _sleep_and_drain(self, seconds: float, topic_ids: Sequence[int]) -> None:
         assert self._waiting is not None

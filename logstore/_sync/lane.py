@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from logstore._core.batch import Batch
 from logstore._core.calls import AppendResult
+from logstore._core.throttle import refused_for_ms
 from logstore._sync.concurrency import Task, spawn
 from logstore._sync.driver import Connection
 from logstore.errors import (
@@ -19,6 +20,7 @@ from logstore.errors import (
     LogstoreError,
     NotLeaderError,
     RecordTooLargeError,
+    ThrottlingQuotaExceededError,
     UnknownTopicOrPartitionError,
 )
 
@@ -106,8 +108,10 @@ class Lane:
             able = now >= self._connect_at
             topics = sender.topics_to_look_up(now) if able else []
             wakes = sender.topics_to_wake(now)
-            batches = sender.accumulator.drain(now, sender.share) if able else []
-            if not (expired or topics or wakes or batches):
+            ask = able and sender.throttle.to_ask(now)
+            throttled = sender.throttle.left(now) > 0
+            batches = sender.accumulator.drain(now, sender.share) if able and not throttled else []
+            if not (expired or topics or wakes or batches or ask):
                 if sender.finished():
                     return False
                 if not self._finished:
@@ -124,6 +128,8 @@ class Lane:
             self._wake(wakes)
         if topics:
             self._look_up(topics)
+        if ask:
+            self._ask_for_quota()
         if batches:
             self._deliver(batches)
         return not sender.aborted
@@ -162,11 +168,16 @@ class Lane:
                     sender.publish(batches)
                 sender.appended(batches)
                 sender.tally.request(batches, now - started)
+                sender.throttled(max(result.throttle_ms for result in results), now)
         self._finish([batch for batch in batches if batch.done])
 
     def _failed(self, batches: Sequence[Batch], error: LogstoreError) -> None:
         sender = self._sender
         count = sum(map(len, batches))
+        refused = isinstance(error, ThrottlingQuotaExceededError)
+        if refused:
+            with sender.lock:
+                sender.throttled(refused_for_ms(error.details), monotonic())
         if sender.config.acks == 0:
             with sender.lock:
                 sender.tally.errors += count
@@ -179,13 +190,15 @@ class Lane:
             for batch in batches:
                 self._deliver([batch])
             return
-        again, at_once = error.retriable, False
+        again, at_once = error.retriable, refused
         if isinstance(error, UnknownTopicOrPartitionError | RecordTooLargeError):
             again, at_once = self._look_again(batches[0], error)
         with sender.lock:
             now = monotonic()
             for batch in batches:
-                if again and sender.accumulator.retry(batch, error, now, at_once=at_once):
+                if again and sender.accumulator.retry(
+                    batch, error, now, at_once=at_once, counted=not refused
+                ):
                     sender.tally.retries += len(batch)
                 elif isinstance(error, DuplicateSequenceError):
                     # It is in the log, and nobody knows where any more.
@@ -227,7 +240,19 @@ class Lane:
         for batch in finished:
             batch.release()
 
-    # ---- topics and consumers
+    # ---- quotas, topics and consumers
+
+    def _ask_for_quota(self) -> None:
+        """Who has to wait for long asks whether that has changed meanwhile."""
+        sender = self._sender
+        answer = None
+        with suppress(LogstoreError):
+            connection = self.connect()
+            answer = connection.run(
+                sender.quota_calls.quota_state("produce"), timeout_s=sender.patience_s(self._due_by)
+            )
+        with sender.lock:
+            sender.throttle.asked(answer, monotonic())
 
     def _look_up(self, names: Sequence[str]) -> bool:
         """Ask the server about topics; whether it answered."""

@@ -10,7 +10,16 @@ revision = "0009"
 down_revision = "0008"
 
 TABLES = """
-select 1;
+-- How many bytes of records a second an entity may produce and fetch, over all its connections together. An
+-- entity is a role, a client id or both: '' is any, '<default>' is every one that has no row of its own, each
+-- by itself. What has been used is not here but in sequences, which are changed in place: quotas.sql.
+create table quota (
+    role                text  collate "C" not null,
+    client_id           text  collate "C" not null,
+    producer_byte_rate  int8,
+    consumer_byte_rate  int8,
+    primary key (role, client_id)
+);
 """
 
 
@@ -19,4 +28,21 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.get_bind().exec_driver_sql("select 1")
+    op.get_bind().exec_driver_sql(
+        """
+do $drop$
+declare
+    bucket text;
+begin
+    for bucket in
+        select c.relname from pg_catalog.pg_class c
+        where c.relnamespace::regnamespace::text = quote_ident(current_schema()) and c.relkind = 'S'
+          and c.relname ~ '^quota_[0-9a-f]{24}$'
+    loop
+        execute format('drop sequence %I', bucket);
+    end loop;
+end
+$drop$;
+drop table quota;
+"""
+    )
