@@ -38,7 +38,7 @@ class Job:
 _ALL: Final = (
     Job(
         "drain",
-        Every(2),
+        Every(5),
         "Append to the log what committed transactions have staged, where nobody waits for it.",
         "SELECT {}.drain_wanted()",
     ),

@@ -19,7 +19,7 @@ from psycopg import sql
 
 from logstore.embedded import asroot, binaries, settings
 from logstore.embedded.binaries import Binaries
-from logstore.embedded.home import DATABASE, OWNER, SUPERUSER, Home, Lock, make_dsn, tail, unusable
+from logstore.embedded.home import DATABASE, OWNER, SUPERUSER, WORKER, Home, Lock, make_dsn, tail, unusable
 from logstore.errors import EmbeddedServerError
 
 __all__ = ["Cluster", "rotate"]
@@ -165,12 +165,17 @@ class Cluster:
                 )
 
     def connections(self) -> int:
-        """How many clients are connected, whether or not they said that they use the server."""
+        """How many clients are connected, whether or not they said that they use the server.
+
+        The worker that belongs to the server does not count.
+        """
         try:
             with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
                 row = connection.execute(
                     "SELECT count(*) FROM pg_stat_activity "
-                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
+                    "AND application_name <> %s",
+                    [WORKER],
                 ).fetchone()
         except psycopg.Error:
             return 0

@@ -37,11 +37,14 @@ def resolve(dsn: str | None = None, schema: str = "logstore") -> Resolved:
     if given:
         return Resolved(given, embedded=False)
     # Not needed, and not loaded, where there is a DSN.
+    from logstore.embedded.orders import worker_wanted
     from logstore.embedded.server import EmbeddedServer
 
     handle = EmbeddedServer().start_or_join()
     try:
         _bring_up_to_date(handle.dsn, schema)
+        if worker_wanted():
+            handle.note_log(schema)
     except BaseException:
         handle.close()
         raise

@@ -9,7 +9,8 @@
     <home>/supervisor.lock  exclusive: the supervisor lives
     <home>/postgres.lock    exclusive: some process of PostgreSQL lives (all inherit the descriptor)
     <home>/status.json      what the supervisor last said of itself
-    <home>/server.log       PostgreSQL's log;   supervisor.log: the supervisor's
+    <home>/logs.json        the schemas that have a log, for the worker that the supervisor runs
+    <home>/server.log       PostgreSQL's log;   supervisor.log, worker.log: the supervisor's, the worker's
 
 Every lock is an ``flock``: the kernel lets go of it when its last holder dies, however it dies, so nothing
 has to be inferred from process numbers, which are used again.  A lock is given back by closing its file
@@ -18,6 +19,7 @@ only: unlocking would also unlock it for a process that was forked.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -39,6 +41,7 @@ __all__ = [
     "DATABASE",
     "OWNER",
     "SUPERUSER",
+    "WORKER",
     "Home",
     "Lock",
     "Phase",
@@ -52,6 +55,8 @@ __all__ = [
 SUPERUSER: Final = "postgres"
 OWNER: Final = "logstore"
 DATABASE: Final = "logstore"
+WORKER: Final = "logstore embedded worker"
+"""The application name of the connections that the server's own worker has."""
 POLL_S: Final = 0.02
 
 Phase = Literal["stopped", "starting", "ready", "recovering", "stopping", "failed"]
@@ -161,6 +166,8 @@ class Home:
     status_file: Path = field(init=False)
     server_log: Path = field(init=False)
     supervisor_log: Path = field(init=False)
+    worker_log: Path = field(init=False)
+    logs_file: Path = field(init=False)
 
     def __post_init__(self) -> None:
         for name, file in {
@@ -171,6 +178,8 @@ class Home:
             "status_file": "status.json",
             "server_log": "server.log",
             "supervisor_log": "supervisor.log",
+            "worker_log": "worker.log",
+            "logs_file": "logs.json",
         }.items():
             object.__setattr__(self, name, self.path / file)
 
@@ -230,6 +239,24 @@ class Home:
             except OSError:
                 return False
         return True
+
+    def logs(self) -> list[str]:
+        """The schemas that have a log, as far as they were noted here."""
+        try:
+            found = json.loads(self.logs_file.read_text())
+        except (OSError, ValueError):
+            return []
+        return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+    def note_log(self, schema: str) -> None:
+        """Note that there is a log in ``schema``, for the worker that the supervisor runs."""
+        known = self.logs()
+        if schema not in known:
+            draft = self.logs_file.with_suffix(f".{os.getpid()}")
+            # If somebody notes another one at the same time, the one that is lost is noted by its next user.
+            with contextlib.suppress(OSError):
+                draft.write_text(json.dumps(sorted([*known, schema])) + "\n")
+                draft.replace(self.logs_file)
 
     def write_status(self, status: ServerStatus) -> None:
         draft = self.status_file.with_suffix(".new")

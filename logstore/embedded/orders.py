@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["Orders"]
+__all__ = ["Orders", "worker_wanted"]
+
+
+def worker_wanted() -> bool:
+    """``LOGSTORE_WORKER`` does not say off."""
+    return os.environ.get("LOGSTORE_WORKER", "").strip().lower() not in ("off", "0", "false", "no")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Orders:
     """Let a second process stop the server if the supervisor dies."""
     bind: bool = sys.platform == "linux"
     """Let the kernel do so."""
+    worker: bool = True
+    """Run a worker for the logs that are noted."""
     patience_s: float = 15.0
     """Seconds that an orphaned server may take to stop by itself."""
 

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import logstore.errors
 from logstore.embedded.home import Home, Lock, ServerStatus, tail, unusable, wait_until
-from logstore.embedded.orders import Orders
+from logstore.embedded.orders import Orders, worker_wanted
 from logstore.errors import EmbeddedServerError
 
 __all__ = ["EmbeddedServer", "Handle", "down", "run_in_foreground", "status"]
@@ -61,6 +61,10 @@ class Handle:
         self.status = self._server.await_ready(timeout_s)
         return self.status
 
+    def note_log(self, schema: str) -> None:
+        """There is a log in ``schema`` now: the server's worker is to look after it."""
+        self._server.home.note_log(schema)
+
     def close(self) -> None:
         """Give the server up.  It stops some seconds later, if nobody else uses it."""
         if not self._lock.closed:
@@ -83,7 +87,7 @@ class EmbeddedServer:
     PostgreSQL settings, used if this call is the one that starts the server.  ``idle_s``: seconds without
     users after which the server stops.  ``throw_away``: remove the directory when the server stops.
     ``programs``: the directory of PostgreSQL's programs; default: looked for.  ``namespaces``: use a user
-    namespace for root.
+    namespace for root.  Unless the environment says ``LOGSTORE_WORKER=off``, a worker runs beside the server.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class EmbeddedServer:
             throw_away=throw_away,
             programs=str(programs or ""),
             namespaces=namespaces,
+            worker=worker_wanted(),
         )
 
     def start_or_join(self, *, timeout_s: float = START_TIMEOUT_S) -> Handle:

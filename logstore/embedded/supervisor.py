@@ -8,8 +8,10 @@ stops the server
   whoever is connected without it, having been given the DSN, counts too,
 * when its directory is removed.
 
-It starts the server again when the server dies, and if it dies itself, the server stops: on Linux the kernel
-sees to that, elsewhere a second process, which waits for the end of a pipe that only the supervisor holds.
+It keeps a worker going beside the server (:mod:`logstore.embedded.attendant`).  It starts the server again
+when the server dies, and if it dies itself, both stop: on Linux the kernel sees to the server, elsewhere a
+second process, which waits for the end of a pipe that only the supervisor holds; the worker waits for one
+everywhere.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from logstore.embedded.attendant import Attendant
 from logstore.embedded.cluster import Cluster, rotate
 from logstore.embedded.home import POLL_S, Home, Lock, Phase, ServerStatus, tail
 from logstore.embedded.orders import Orders
@@ -59,6 +62,7 @@ class Supervisor:
         self._wake, self._waker = os.pipe()
         self._guard_pipe = -1
         self._last_user = time.time()
+        self._attendant = Attendant(self.home) if orders.worker else None
 
     def run(self) -> int:
         """Start, watch, stop.  Returns the exit code."""
@@ -82,12 +86,12 @@ class Supervisor:
             pass
         except EmbeddedServerError as exc:
             log.error("%s", exc)
-            self.cluster.stop()
+            self._stop()
             self._say("failed", message=exc.message, advice=exc.advice)
             return self._leave(1)
         except Exception as exc:
             log.exception("unexpected")
-            self.cluster.stop()
+            self._stop()
             self._say(
                 "failed",
                 message=f"The supervisor failed: {exc!r}.",
@@ -95,9 +99,14 @@ class Supervisor:
             )
             return self._leave(1)
         self._say("stopping", deliberate=self._told)
-        self.cluster.stop()
+        self._stop()
         self._say("stopped", deliberate=self._told)
         return self._leave(0)
+
+    def _stop(self) -> None:
+        if self._attendant is not None:
+            self._attendant.stop()
+        self.cluster.stop()
 
     def _leave(self, code: int) -> int:
         if self.orders.throw_away and code == 0:
@@ -172,6 +181,8 @@ class Supervisor:
                     )
                 self._start("recovering")
             rotate(self.home.server_log)
+            if self._attendant is not None:
+                self._attendant.mind(self.cluster.dsn)
             if self._unused():
                 return
 
