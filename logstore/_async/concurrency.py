@@ -21,6 +21,7 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
+    "let_go",
     "offload",
     "sleep",
     "spawn",
@@ -42,6 +43,16 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def acquire(self) -> None:
+        return None
+
+    def release(self) -> None:
+        return None
+
+
+def let_go(lock: Lock) -> None:
+    """Nothing: nobody holds it."""
 
 
 class Mutex:

@@ -82,10 +82,11 @@ class Accumulator(Generic[F]):
     ) -> None:
         self.limits = limits
         self.topics: dict[str, Topic] = {}
-        # The same, until the accumulator is closed.
-        self._addressable = self.topics
-        self._ms = 0
-        self._ms_from = self._ms_until = 0.0
+        self.addressable = self.topics
+        """The same, until the accumulator is closed."""
+        self.ms = 0
+        """The millisecond that was worked out last, which begins and ends at these seconds."""
+        self.ms_from = self.ms_until = 0.0
         self.used = 0
         """Bytes of all records that are not done."""
         self.attention = False
@@ -95,7 +96,8 @@ class Accumulator(Generic[F]):
         self.hindrance = ""
         """What keeps everything from being sent, for the errors of what does not get sent in time."""
         self._partitioner = partitioner
-        self._hash = hash_of(partitioner)
+        self.hashed = hash_of(partitioner)
+        """The number that decides, modulo the partitions; None: a partitioner of the program's own."""
         self._choose = choose
         self._backoff = backoff
         self._promise = promise
@@ -161,12 +163,13 @@ class Accumulator(Generic[F]):
     ) -> F | None:
         """The future of a new record; None when the buffer is full or the topic (or partition) not known.
 
-        Without ``timestamp_ms`` the record's time is ``time_s``, seconds since the epoch.  This is the
-        hottest code of the producer: what is decided here is only whether :meth:`_room_for` has to decide.
+        Without ``timestamp_ms`` the record's time is ``time_s``, seconds since the epoch.  What is decided
+        here is only whether :meth:`room_for` has to decide.  A producer's ``send`` spells this out for its
+        most common case.
 
         Raises RecordTooLargeError.
         """
-        topic = self._addressable.get(topic_name)
+        topic = self.addressable.get(topic_name)
         if topic is None:
             return None
         size = RECORD_OVERHEAD if value is None else RECORD_OVERHEAD + len(value)
@@ -179,7 +182,7 @@ class Accumulator(Generic[F]):
                 return None
             queue = topic.queues[partition]
         elif key is not None:
-            if (hashed := self._hash) is not None:
+            if (hashed := self.hashed) is not None:
                 queue = topic.queues[hashed(key) % topic.count]
             else:
                 queue = topic.queues[self._partitioner(key, topic.count)]
@@ -187,16 +190,13 @@ class Accumulator(Generic[F]):
             queue = self._stick(topic, size)
         batch = queue.open
         if type(batch) is not RowBatch or batch.room < size:
-            batch = self._room_for(queue, size)
+            batch = self.room_for(queue, size)
             if batch is None:
                 return None
         if timestamp_ms is None:
-            if self._ms_from <= time_s < self._ms_until:
-                timestamp_ms = self._ms
-            else:
-                # One millisecond is worked out for all records that are sent in it.
-                timestamp_ms = self._ms = int(time_s * 1000)
-                self._ms_from, self._ms_until = timestamp_ms / 1000, (timestamp_ms + 1) / 1000
+            if not self.ms_from <= time_s < self.ms_until:
+                self.set_clock(time_s)
+            timestamp_ms = self.ms
         batch.room -= size
         records = batch.records
         future = self._promise()
@@ -210,7 +210,12 @@ class Accumulator(Generic[F]):
         records.extend((key, value))
         return future
 
-    def _room_for(self, queue: PartitionQueue, size: int) -> RowBatch | None:
+    def set_clock(self, time_s: float) -> None:
+        """Work out one millisecond for all records that are sent in it."""
+        ms = self.ms = int(time_s * 1000)
+        self.ms_from, self.ms_until = ms / 1000, (ms + 1) / 1000
+
+    def room_for(self, queue: PartitionQueue, size: int) -> RowBatch | None:
         """A batch with room for a record of ``size`` bytes; None when the buffer is full.
 
         Room is set aside for many records at once, so that most of them need not be asked for.
@@ -258,7 +263,7 @@ class Accumulator(Generic[F]):
         if self.used and self.used + needed > self.limits.buffer_memory:
             self.attention = True
             return None
-        if self._addressable.get(topic.name) is not topic:
+        if self.addressable.get(topic.name) is not topic:
             return None
         if any(piece.partition is not None and piece.partition >= topic.count for piece in pieces):
             return None
@@ -279,7 +284,7 @@ class Accumulator(Generic[F]):
 
     def close(self) -> None:
         """Take no further records."""
-        self._addressable = {}
+        self.addressable = {}
 
     # ---- batches out
 

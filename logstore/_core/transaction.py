@@ -166,17 +166,17 @@ class HeldRecords(Accumulator[F]):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.held: list[Batch] = []
         """What :meth:`take_all` took."""
-        self._addressable = {}
+        self.addressable = {}
 
     def open(self) -> None:
         """Take records."""
-        self._addressable = self.topics
+        self.addressable = self.topics
 
     def take_all(self) -> list[Batch]:
         """All batches there are, by ascending topic and partition, each partition's in order; no further
         records are taken.
         """
-        self._addressable = {}
+        self.addressable = {}
         self.held = []
         for queue in list(self._active):
             self.held += [batch for batch in queue.batches if len(batch)]

@@ -22,6 +22,7 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
+    "let_go",
     "offload",
     "sleep",
     "spawn",
@@ -32,14 +33,23 @@ T = TypeVar("T")
 
 COLOUR: Final = "sync"
 
-Lock = threading.Lock
-"""Guards state that several threads touch."""
+Lock = threading.RLock
+"""Guards state that several threads touch.
+
+It knows who holds it, which :func:`let_go` needs; nobody takes it twice.
+"""
 
 Mutex = threading.Lock
 """Guards an operation that itself waits, such as the use of a connection."""
 
 ATTENTION_S: Final = 0.2
 """How late the main thread notices a Ctrl-C, at worst."""
+
+
+def let_go(lock: Lock) -> None:
+    """Release ``lock`` if this thread holds it: for whoever Ctrl-C stopped somewhere around taking it."""
+    with suppress(RuntimeError):
+        lock.release()
 
 
 class Event:

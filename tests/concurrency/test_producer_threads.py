@@ -214,7 +214,7 @@ def test_shared_state_is_touched_under_the_lock_only(
         plain = getattr(Accumulator, name)
 
         def method(self: Accumulator[Any], *arguments: Any, **options: Any) -> Any:
-            if not self._lock.locked():
+            if not self._lock._is_owned():
                 unlocked.append(name)
             return plain(self, *arguments, **options)
 
@@ -227,7 +227,7 @@ def test_shared_state_is_touched_under_the_lock_only(
         slot = vars(Batch)[name]
 
         def write(batch: Batch, value: object, slot: Any = slot, name: str = name) -> None:
-            if value is not None and not batch.lock.locked():
+            if value is not None and not batch.lock._is_owned():
                 unlocked.append(name)
             slot.__set__(batch, value)
 

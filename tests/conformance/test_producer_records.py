@@ -153,6 +153,41 @@ def test_many_records_at_once(colour: Colour, database: str, topic: str) -> None
         assert ends[partition] == len(wanted)
 
 
+def test_every_kind_of_send_mixes_in_order(colour: Colour, database: str, topic: str) -> None:
+    """The commonest kind of record, a key and a value that are bytes, takes a way of its own."""
+    partition = zlib.crc32(b"k") % 4
+    plain: dict[str, Any] = {"key": b"k", "value": b"v"}
+    kinds: list[dict[str, Any]] = [
+        plain | {"value": None},
+        plain | {"headers": [("h", b"1")]},
+        plain | {"timestamp_ms": 1_700_000_000_000},
+        plain | {"value": b"v" * 3000},
+        {"partition": partition, "value": b"none"},
+    ]
+    before = time.time_ns() // 1_000_000
+    with colour.producer(database, batch_size=20_000) as producer:
+        sent = [
+            (kind, producer.send(topic, **kind)) for _ in range(40) for odd in kinds for kind in (plain, odd)
+        ]
+        places = [(kind, future.get(ENOUGH_S)) for kind, future in sent]
+    after = time.time_ns() // 1_000_000
+    assert [place.offset for _, place in places] == list(range(400))
+    assert records(database, topic) == [
+        Written(partition, offset, kind.get("key"), kind["value"]) for offset, (kind, _) in enumerate(places)
+    ]
+    for kind, place in places:
+        if (stamp := kind.get("timestamp_ms")) is not None:
+            assert place.timestamp == stamp
+        else:
+            assert before <= place.timestamp <= after
+    query = """
+        SELECT array_agg(u.at ORDER BY base_offset, u.n)
+        FROM logstore.batches, unnest(coalesce(timestamps, array_fill(max_timestamp, array[record_count])))
+                               WITH ORDINALITY u (at, n)"""
+    with psycopg.connect(database) as connection:
+        assert connection.execute(query).fetchall() == [([place.timestamp for _, place in places],)]
+
+
 def test_many_records_mix_with_single_ones_in_order(colour: Colour, database: str, topic: str) -> None:
     with colour.producer(database) as producer:
         for number in range(0, 300, 3):
