@@ -169,7 +169,8 @@ begin atomic
 end;
 
 -- Takes no lock, reads the catalog, writes nothing, returns the next range of offsets of a topic that is sealed
--- and in no file, oldest first, a segment's part of one partition at a time; no row: all is copied.
+-- and in no file, oldest first, a segment's part of one partition at a time; no row: all is copied, or still has
+-- records that are to be erased.
 create or replace function next_copy(topic_id int4)
 returns table ("partition" int4, first_offset int8, last_offset int8)
 language sql stable security definer set search_path from current
@@ -187,7 +188,51 @@ begin atomic
           and s.last_offset >= greatest(p.log_start, p.local_start, c.copied_to)
         order by s.last_offset limit 1) s
     where p.topic_id = next_copy.topic_id
+      and not exists (select from erasure e
+                      where e.topic_id = p.topic_id and e.finished_at is null and e.removed_at is null
+                        and e.ends[p.partition + 1] > s.first_offset)
     order by s.last_offset - s.first_offset desc, p.partition limit 1;
+end;
+
+-- Takes no lock beyond ACCESS SHARE; reads the batches of a range of offsets (not their arrays); writes nothing;
+-- returns how many records they have: what a copy of the range has to have.
+create or replace function records_between(
+    topic_id int4, "partition" int4, first_offset int8, last_offset int8) returns int8
+language plpgsql stable security definer set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    leaf record;
+    total int8 := 0;
+    of_leaf int8;
+begin
+    for leaf in
+        select s.segment from sealed_segment s
+        join topic_segment g on g.topic_id = s.topic_id and g.segment = s.segment and g.live
+        where s.topic_id = records_between.topic_id and s.partition = records_between.partition
+          and s.last_offset >= records_between.first_offset
+          and s.first_offset <= records_between.last_offset
+    loop
+        execute format(
+            'select coalesce(sum(b.record_count), 0) from %I b
+             where b.partition = $1 and b.last_offset between $2 and $3',
+            'b_' || topic_id || '_' || leaf.segment)
+        into of_leaf using records_between.partition, records_between.first_offset, records_between.last_offset;
+        total := total + of_leaf;
+    end loop;
+    return total;
+end
+$$;
+
+-- Takes no lock, reads the rows of erasure, writes nothing, returns the keys that files have not been searched
+-- for yet.
+create or replace function erasures_in_files(topic_id int4)
+returns table (erasure_id int8, key bytea, ends int8[])
+language sql stable security definer set search_path from current
+begin atomic
+    select e.erasure_id, e.key, e.ends from erasure e
+    where e.topic_id = erasures_in_files.topic_id and e.finished_at is null and e.files_searched_at is null
+      and e.key is not null
+    order by e.erasure_id;
 end;
 
 -- Reads the topic's name, writes the row of a file that is about to be written below base, returns its id and
