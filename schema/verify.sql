@@ -133,8 +133,8 @@ begin atomic
         union all
         select p.partition, p.segment, p.segment_start, null from p),
     chain as (
-        select spans.*, lag(spans.next_offset) over (partition by spans.partition order by spans.segment)
-                   as expected
+        select spans.*, lag(spans.next_offset) over (
+                   partition by spans.partition order by spans.next_offset nulls last) as expected
         from spans),
     leaf as (
         select s.segment, c.oid, i.inhparent, i.inhdetachpending,
@@ -208,17 +208,20 @@ begin atomic
         select 'sealed', chain.partition, chain.segment,
                format('it begins at offset %s, but the one before ends in front of %s', chain.first_offset,
                       chain.expected)
-        from chain where chain.first_offset <> chain.expected
+        from chain join p on p.partition = chain.partition
+        -- A segment that another partition still needs stays, those after it go when they are all past.
+        where chain.first_offset < chain.expected
+           or chain.first_offset > chain.expected and chain.first_offset > greatest(p.log_start, p.local_start)
         union all
         -- What lies below the log start may be gone; until the first segment is, nothing may.
         select 'sealed', chain.partition, chain.segment,
                format('the first offset there is is %s, but the log starts at %s', chain.first_offset,
-                      case when exists (select from s where s.segment = 0) then 0 else p.log_start end)
+                      case when exists (select from s where s.segment = 0) then 0
+                           else greatest(p.log_start, p.local_start) end)
         from chain join p on p.partition = chain.partition
-        where chain.expected is null and chain.segment = (
-                  select min(spans.segment) from spans where spans.partition = chain.partition)
+        where chain.expected is null
           and chain.first_offset > case when exists (select from s where s.segment = 0) then 0
-                                        else p.log_start end
+                                        else greatest(p.log_start, p.local_start) end
         union all
         select 'watermark', e.partition, e.segment,
                format('the log starts at %s and ends at %s', e.log_start, e.end_offset)
