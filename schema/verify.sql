@@ -360,7 +360,7 @@ begin
                 when p.partition is null then 'sealed_segment has a partition that the topic does not have'
                 when z.partition is null and p.current_segment > $2 then 'the closed segment has no row'
                 when z.partition is null then 'the partition has not entered this segment, but has batches'
-                when p.current_segment <= $2 then 'the segment has a row as if it were closed'
+                when p.current_segment = $2 then 'the segment has a row as if it were closed'
                 when l.last_offset is null then
                     format('offsets %%s to %%s are not there', z.first_offset, z.last_offset)
                 when l.last_offset <> z.last_offset then
@@ -375,7 +375,7 @@ begin
                 select b.* from %I b where b.partition = coalesce(p.partition, z.partition)
                 order by b.last_offset desc limit 1) l on true
             where case when z.partition is null then l.partition is not null and p.current_segment <> $2
-                       else p.partition is null or p.current_segment <= $2
+                       else p.partition is null or p.current_segment = $2
                            or (l.last_offset, l.segment_bytes, l.segment_min_timestamp,
                                l.segment_max_timestamp, l.segment_disorder)
                               is distinct from (z.last_offset, z.bytes, z.min_timestamp, z.max_timestamp,
@@ -524,7 +524,7 @@ language sql stable security definer set search_path from current
 begin atomic
     select t.name, t.topic_id, t.partitions, s.segment,
            coalesce(pg_catalog.pg_table_size(to_regclass('b_' || t.topic_id || '_' || s.segment)), 0)
-    from topic t left join topic_segment s on s.topic_id = t.topic_id
+    from topic t left join topic_segment s on s.topic_id = t.topic_id and s.live
     where verify_plan.topics is null or t.name = any (verify_plan.topics)
     order by t.name, s.segment;
 end;
