@@ -73,6 +73,10 @@ def worker() -> None:
     "--log", "log_format", type=click.Choice(["text", "json"]), default="text", show_default=True,
     help="How the lines look that are written to standard error.",
 )  # fmt: skip
+@click.option(
+    "--grace", "grace_s", metavar="SECONDS", type=click.FloatRange(0, 600), default=5.0, show_default=True,
+    help="Told to stop, give jobs so long to finish the steps they are at; then break them off.",
+)  # fmt: skip
 @click.option("--verbose", is_flag=True, help="A line for runs that find nothing to do, too.")
 @click.option(
     "--health-port",
@@ -86,6 +90,7 @@ def run(
     intervals: Sequence[str],
     once: bool,
     log_format: str,
+    grace_s: float,
     verbose: bool,
     health_port: str | None,
 ) -> None:
@@ -112,6 +117,7 @@ def run(
             journal=Journal(as_json=log_format == "json", verbose=verbose or once),
             stop=stop,
             on_tick=lambda: notify.tell("WATCHDOG=1"),
+            grace_s=grace_s,
         )
         if health_port is not None:
             host, port = stack.enter_context(health.serving(made, health.address(health_port)))

@@ -38,7 +38,7 @@ TICK_S: Final = 2.0
 """How often a worker asks how the jobs stand."""
 SAY_S: Final = 5.0
 """How often it says that it is there."""
-STEP_S: Final = 5.0
+GRACE_S: Final = 5.0
 """How long a job has to finish its step when the worker is told to stop; then its connections are dropped."""
 END_S: Final = 2.0
 """How long it has after that."""
@@ -77,7 +77,8 @@ class Worker:
     """Runs ``jobs`` on the log that ``dsn`` and ``schema`` name.
 
     ``schedules``: job -> when, stronger than what the database and the job itself say.  :meth:`run` returns
-    when ``stop`` is set, within ten seconds.  ``on_tick`` is called every two seconds while all is well in
+    when ``stop`` is set, within ten seconds: jobs have ``grace_s`` to finish the step they are at, then their
+    connections are dropped.  ``on_tick`` is called every two seconds while all is well in
     this process, whether or not the server answers.
     """
 
@@ -91,6 +92,7 @@ class Worker:
         journal: Journal | None = None,
         stop: threading.Event | None = None,
         on_tick: Callable[[], object] | None = None,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._dsn = dsn
         self._schema = schema
@@ -100,6 +102,7 @@ class Worker:
         self._journal = journal or Journal()
         self._stop = stop or threading.Event()
         self._on_tick = on_tick or (lambda: None)
+        self._grace_s = grace_s
         self._leases = Leases(dsn, schema, self._jobs)
         self._running: dict[str, threading.Event] = {}
         self._changed = threading.Condition()
@@ -171,14 +174,17 @@ class Worker:
 
     def _begin(self) -> None:
         self._scheduler.add_job(
-            self._watch, IntervalTrigger(seconds=TICK_S, timezone=UTC), id="", next_run_time=datetime.now(UTC)
+            self._watch,
+            IntervalTrigger(seconds=TICK_S, timezone=UTC),
+            id=" watch",
+            next_run_time=datetime.now(UTC),
         )
         self._scheduler.start()
 
     def _end(self) -> None:
         self._stop.set()
         self._scheduler.shutdown(wait=False)
-        if not self._finished(STEP_S):
+        if not self._finished(self._grace_s):
             dropped = connections.drop_all(but=self._leases.connection)
             self._journal.note(f"{', '.join(self.running)}: broken off; {dropped} connections dropped")
             self._finished(END_S)
