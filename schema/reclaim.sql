@@ -35,8 +35,11 @@ begin
               left join pg_catalog.pg_class c
                   on c.relname = 'b_' || d.topic_id and c.relnamespace = to_regnamespace(log)
               left join pg_catalog.pg_inherits i on i.inhrelid = c.oid
-              where d.topic_id <> all (skip)) u
-        -- Only one detach can be pending at a time, so that one comes first.
+              where d.topic_id <> all (skip)
+                -- Only one detach can be pending at a time: that one comes first, the others have to wait for it.
+                and (i.inhrelid is null or i.inhdetachpending
+                     or not exists (select from pg_catalog.pg_inherits w
+                                    where w.inhparent = i.inhparent and w.inhdetachpending))) u
         order by u.inhdetachpending desc nulls last, u.topic_id
         limit 1;
 end

@@ -93,11 +93,14 @@ return format($query$
 do $install$
 begin
     -- The batches are looked for topic by topic, so that naming one leaves the other topics' leaves alone.
-    -- Leaves that are being written anew, or have been, are there but not live.
+    -- Leaves that are being written anew, or have been, are there but not live. All are up to last_segment: said
+    -- because PostgreSQL, when it chooses leaves as it runs, by a condition on topic_id alone, forgets the last one
+    -- of a topic of which another one is being detached.
     execute 'create or replace view records as ' || records_query('t.name', 'p.log_start',
         'batches b join topic_partition p on p.topic_id = b.topic_id and p.partition = b.partition
          join topic_segment g on g.topic_id = b.topic_id and g.segment = b.segment and g.live
-         where b.topic_id = t.topic_id and b.last_offset >= p.log_start', 'topic t cross join lateral');
+         where b.topic_id = t.topic_id and b.segment <= t.last_segment and b.last_offset >= p.log_start',
+        'topic t cross join lateral');
 end
 $install$;
 

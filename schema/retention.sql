@@ -252,7 +252,7 @@ begin
             order by place
         loop
             continue when leaf.dead + leaf.live = 0 and not leaf.written;
-            fits := not leaf.written
+            fits := not leaf.written and leaf.live > 0
                 and case merging when 0 then leaf.dead >= leaf.live
                                  else leaf.dead + leaf.live < t.segment_bytes / 8 end;
             if not fits or greatest(newest, leaf.newest) - least(oldest, leaf.oldest) > most_apart then
@@ -275,6 +275,20 @@ begin
         end loop;
     end loop;
     return null;
+end
+$$;
+
+-- Tries the topic's guard; writes down that the segments_to_evacuate() are to be written anew, for rewrite_step()
+-- to do it; returns whether there are any.
+create or replace function start_evacuation(topic_id int4) returns boolean
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    sources int4[];
+begin
+    if pg_try_advisory_xact_lock(lock_class('guard'), topic_id) then
+        sources := segments_to_evacuate(topic_id);
+    end if;
+    return sources is not null and start_rewrite(topic_id, 'evacuate', sources);
 end
 $$;
 

@@ -53,18 +53,32 @@ begin
 end
 $$;
 
--- Takes no lock, reads one batch, writes nothing, returns whether the batch that ends at that offset is the
--- one that this producer numbered so.
+-- Takes no lock beyond ACCESS SHARE, reads one batch, writes nothing, returns whether the batch that ends at that
+-- offset is the one that this producer numbered so.
 create or replace function holds_batch(topic_id int4, "partition" int4, last_offset int8, producer_id int8,
     producer_epoch int2, base_sequence int4) returns boolean
-language sql stable security definer set search_path from current
-begin atomic
-    select exists (
-        select from batches b
-        where b.topic_id = holds_batch.topic_id and b.partition = holds_batch."partition"
-          and b.last_offset = holds_batch.last_offset and b.producer_id = holds_batch.producer_id
-          and b.producer_epoch = holds_batch.producer_epoch and b.base_sequence = holds_batch.base_sequence);
-end;
+language plpgsql stable security definer set search_path from current as $$
+declare
+    held boolean := false;
+    leaf constant text := (
+        select 'b_' || p.topic_id || '_' || segment_of(p, holds_batch.last_offset) from topic_partition p
+        where p.topic_id = holds_batch.topic_id and p.partition = holds_batch."partition");
+begin
+    if to_regclass(leaf) is not null then
+        execute format('select exists (select from %I b
+                        where b.partition = $1 and b.last_offset = $2 and b.producer_id = $3
+                          and b.producer_epoch = $4 and b.base_sequence = $5)', leaf)
+        into held using "partition", last_offset, producer_id, producer_epoch, base_sequence;
+    end if;
+    -- Compaction may have come in between; what a producer has left behind in closed segments is remembered.
+    return held or exists (
+        select from producer_state s, unnest(s.base_sequences, s.last_sequences, s.base_offsets) u (begins, ends, base)
+        where s.topic_id = holds_batch.topic_id and s.partition = holds_batch."partition"
+          and s.producer_id = holds_batch.producer_id and s.producer_epoch = holds_batch.producer_epoch
+          and u.begins = base_sequence
+          and u.base + ((u.ends::int8 - u.begins) & 2147483647) = holds_batch.last_offset);
+end
+$$;
 
 -- As commit_offsets(), and returns when each of the offsets was committed before, then when it is now, both
 -- in microseconds, 0: never. By these await_offsets() tells whether the transaction was committed.

@@ -17,9 +17,8 @@ from logstore.workers.connections import Connection, Limits, opened
 __all__ = ["Reclaimed", "run_once"]
 
 LOCK_TIMEOUT_MS: Final = 2000
-SEGMENT_LOCK_TIMEOUT_MS: Final = 40
-"""Who reads a segment that was dropped waits for us at most so long."""
-FINALIZE_TIMEOUT_MS: Final = 500
+FINALIZE_TIMEOUT_MS: Final = 400
+DROP_TIMEOUT_MS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,9 @@ def run_once(
 ) -> Reclaimed:
     """Drop the tables of every topic that was deleted and of every segment that was dropped; say which.
 
-    It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock (a segment's:
-    40 ms), and may be killed anywhere: the next run goes on from what it finds.  Only one run at a time does
-    anything, however many processes call it.  Does nothing through a pooler, which would lend its lock to
+    It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock, and may be killed
+    anywhere: the next run goes on from what it finds.  Only one run at a time does anything, however many
+    processes call it.  Does nothing through a pooler, which would lend its lock to
     others; needs the owner of the log.  Raises ConnectionFailedError and what
     :func:`logstore.errors.from_server` makes of the server's errors.
     """
@@ -67,12 +66,9 @@ def run_once(
         if connection.pooled or not connection.alone("reclaim"):
             return Reclaimed((), ())
         dropped, waiting = _topics(connection, stop)
-        connection.rows(
-            # No follower is waited for: what is dropped again after a failover is dropped all the same.
-            "SELECT set_config('lock_timeout', %s, false), set_config('synchronous_commit', 'local', false)",
-            str(min(lock_timeout_ms, SEGMENT_LOCK_TIMEOUT_MS)),
-        )
-        segments, freed, in_use = _segments(connection, stop)
+        # No follower is waited for: what has to be dropped again after a failover is dropped again.
+        connection.rows("SELECT set_config('synchronous_commit', 'local', false)")
+        segments, freed, in_use = _segments(connection, lock_timeout_ms, stop)
     return Reclaimed(dropped, waiting, segments, freed, in_use)
 
 
@@ -94,7 +90,16 @@ def _topics(connection: Connection, stop: threading.Event) -> tuple[tuple[int, .
     return tuple(dropped), tuple(waiting)
 
 
-def _segments(connection: Connection, stop: threading.Event) -> tuple[int, int, tuple[int, ...]]:
+def _segments(
+    connection: Connection, lock_timeout_ms: int, stop: threading.Event
+) -> tuple[int, int, tuple[int, ...]]:
+    patience = {
+        # Waits for those who use the topic, one after the other, and keeps nobody from it meanwhile.
+        "detach": lock_timeout_ms,
+        # Waits for every snapshot with the leaf locked, which an old snapshot might be about to read.
+        "finalize": min(lock_timeout_ms, FINALIZE_TIMEOUT_MS),
+        "drop": min(lock_timeout_ms, DROP_TIMEOUT_MS),
+    }
     segments = freed = 0
     in_use: list[int] = []
     while not stop.is_set():
@@ -102,12 +107,10 @@ def _segments(connection: Connection, stop: threading.Event) -> tuple[int, int, 
         if step is None:
             break
         topic_id, size, action, statement = step
+        connection.rows("SELECT set_config('lock_timeout', %s, false)", str(patience[action]))
         try:
-            if action == "finalize":
-                _finalize(connection, statement)
-            else:
-                connection.apart(statement)
-        except errors.LockTimeoutError:
+            connection.apart(statement)
+        except (errors.LockTimeoutError, errors.RequestTimedOutError):
             # What a detach could not wait for, finalizing may not have to.
             if action != "detach":
                 in_use.append(topic_id)
@@ -116,16 +119,3 @@ def _segments(connection: Connection, stop: threading.Event) -> tuple[int, int, 
                 segments += 1
                 freed += size
     return segments, freed, tuple(in_use)
-
-
-def _finalize(connection: Connection, statement: str) -> None:
-    """It waits for one snapshot after the other, with the leaf locked: not for long in all."""
-    change = "SELECT set_config('statement_timeout', %s, false)"
-    before = connection.value("SHOW statement_timeout")
-    connection.rows(change, str(FINALIZE_TIMEOUT_MS))
-    try:
-        connection.apart(statement)
-    except errors.RequestTimedOutError as error:
-        raise errors.LockTimeoutError(error.message) from error
-    finally:
-        connection.rows(change, before)

@@ -6,11 +6,17 @@ The space is given back by :mod:`logstore.workers.reclaim`.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
+from typing import Final
 
 from logstore.workers.connections import Connection, opened
 
 __all__ = ["Retained", "run_once"]
+
+
+REWRITE_S: Final = 20
+"""How long one topic's run writes segments anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None
 def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list[int]:
     totals = [0] * 6
     more = True
+    calls = 0
     while more and not stop.is_set():
         answer = connection.row(
             "SELECT partitions, records, bytes, more FROM {}.apply_retention(%s)", topic_id
@@ -73,6 +80,11 @@ def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list
         assert answer is not None
         *came_to, more = answer
         totals[:3] = [total + one for total, one in zip(totals[:3], came_to, strict=True)]
+        calls += 1
+    # It may have made a segment, to which the other partitions have to follow before the old one can go.
+    more = calls > 1
+    while more and not stop.is_set():
+        more = bool(connection.value("SELECT more FROM {}.roll_topic(%s)", topic_id))
     segments = 1
     while segments and not stop.is_set():
         answer = connection.row("SELECT segments, bytes FROM {}.drop_expired(%s)", topic_id)
@@ -80,4 +92,22 @@ def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list
         segments, size = answer
         totals[3] += segments
         totals[4] += size
+    if not stop.is_set():
+        totals[5] += _evacuate(connection, topic_id, stop)
     return totals
+
+
+def _evacuate(connection: Connection, topic_id: int, stop: threading.Event) -> bool:
+    """Write anew what is mostly expired, or go on with it."""
+    kind = connection.value("SELECT kind FROM {}.rewrite WHERE topic_id = %s", topic_id)
+    if kind != "evacuate" and not connection.value("SELECT {}.start_evacuation(%s)", topic_id):
+        return False
+    until = time.monotonic() + REWRITE_S
+    finished = False
+    while not finished and time.monotonic() < until and not stop.is_set():
+        step = connection.row("SELECT phase, finished FROM {}.rewrite_step(%s)", topic_id)
+        assert step is not None
+        phase, finished = step
+        if phase == "busy":
+            break
+    return True
