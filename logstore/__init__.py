@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from logstore._async.futures import SendFuture as AsyncSendFuture
     from logstore._async.futures import StagedFuture as AsyncStagedFuture
     from logstore._async.producer import AsyncProducer
+    from logstore._async.reading import read as async_read
     from logstore._async.share_consumer import AsyncShareConsumer
     from logstore._core.listener import ConsumerRebalanceListener
     from logstore._sync.admin import Admin
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from logstore._sync.consumer_transaction import ConsumerTransaction
     from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture
     from logstore._sync.producer import Producer
+    from logstore._sync.reading import read
     from logstore._sync.share_consumer import ShareConsumer
     from logstore.records import (
         BatchMetadata,
@@ -70,7 +72,9 @@ __all__ = [
     "ShareRecord",
     "StagedFuture",
     "TopicPartition",
+    "async_read",
     "deliver_after",
+    "read",
 ]
 __all__ += _errors
 
@@ -101,7 +105,9 @@ _HOMES: Final = {
     "ShareRecord": "share:ShareRecord",
     "StagedFuture": "_sync.futures:StagedFuture",
     "TopicPartition": "records:TopicPartition",
+    "async_read": "_async.reading:read",
     "deliver_after": "share:deliver_after",
+    "read": "_sync.reading:read",
 }
 """Where each name is, imported when it is first asked for: a program pays for the driver that it uses, and
 ``logstore --help`` for none."""

@@ -123,6 +123,37 @@ begin
 end
 $$;
 
+-- Takes no lock beyond ACCESS SHARE; reads, in one snapshot, what partition_tips() and read_batches() say of one
+-- partition; writes nothing; returns one row with its log_start, high_watermark and local_start and base_offset
+-- null, then, unless from_offset lies below local_start, the batches that may have records of the range, times
+-- being in ms. LS001.
+create or replace function read_chunk(
+    topic text, "partition" int4, from_offset int8, to_offset int8, from_time int8, to_time int8,
+    max_records int8) returns setof fetched
+language plpgsql stable security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    lead fetched;
+begin
+    select t.log_start, t.end_offset, t.local_start into lead.log_start, lead.high_watermark, lead.local_start
+    from partition_tips(array[topic_id_of(read_chunk.topic)], array[read_chunk.partition]) t;
+    lead.idx := 1;
+    return next lead;
+    if lead.log_start is null then
+        perform no_partition(topic_id_of(read_chunk.topic), read_chunk.partition);
+    elsif from_offset < lead.local_start then
+        return;
+    end if;
+    return query
+        select 1, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch,
+               b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records,
+               b.header_keys, b.header_values, b.offset_deltas, b.size_bytes, null::int8
+        from read_batches(read_chunk.topic, read_chunk.partition, from_offset, to_offset,
+                          to_timestamp(from_time::float8 / 1000), to_timestamp(to_time::float8 / 1000),
+                          max_records) b;
+end
+$$;
+
 -- Takes no lock beyond ACCESS SHARE; reads what read_batches() finds; writes nothing; returns the records of
 -- the topic (or of one partition) from from_offset to before to_offset, with a time stamp from from_time to
 -- before to_time, in order of partition and offset, at most max_records; columns as in the view records. To

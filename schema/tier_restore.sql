@@ -64,11 +64,25 @@ begin
 end
 $$;
 
+-- Takes no lock, reads the catalog, writes nothing, returns the files whose records, from from_offset on, are in
+-- PostgreSQL no more, in the order in which they can be brought back; partition null: of all.
+create or replace function files_to_restore(
+    topic_id int4, "partition" int4, from_offset int8) returns setof remote_file
+language sql stable security definer set search_path from current
+begin atomic
+    select f.* from remote_file f
+    join topic_partition p on p.topic_id = f.topic_id and p.partition = f.partition
+    where f.topic_id = files_to_restore.topic_id and f.first_offset < p.local_start
+      and f.partition = coalesce(files_to_restore.partition, f.partition)
+      and f.last_offset >= greatest(files_to_restore.from_offset, p.log_start)
+    order by f.partition, f.last_offset desc;
+end;
+
 -- Takes the topic's guard and the partition's row; reads the catalog; makes the records of a file readable in
--- PostgreSQL again, until keep_until (ms) at least: those that segment was filled with (null: its table is not
+-- PostgreSQL again, for keep_ms at least: those that segment was filled with (null: its table is not
 -- dropped yet); returns the new start of what is in PostgreSQL. LS057: there is a gap between the file and that,
 -- or nothing to take.
-create or replace function finish_restore(file_id int8, segment int4, keep_until int8) returns int8
+create or replace function finish_restore(file_id int8, segment int4, keep_ms int8) returns int8
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -104,7 +118,7 @@ begin
         update topic_segment s set live = true
         where s.topic_id = p.topic_id and s.segment = finish_restore.segment;
     end if;
-    update remote_segment f set keep_until = finish_restore.keep_until where f.file_id = file.file_id;
+    update remote_segment f set keep_until = clock_ms() + keep_ms where f.file_id = file.file_id;
     update topic_partition q set local_start = file.first_offset
     where q.topic_id = p.topic_id and q.partition = p.partition;
     return file.first_offset;

@@ -21,7 +21,7 @@ from logstore.tier import store
 from logstore.tier.files import FileWriter, Reader, Written, check
 from logstore.workers.connections import Connection, Limits, opened
 
-__all__ = ["FILE_COLUMNS", "Tiered", "file_of", "run_once"]
+__all__ = ["FILE_COLUMNS", "Tiered", "claimed", "file_of", "run_once"]
 
 FETCH_BYTES: Final = 8 << 20
 """What is read from the server at once."""
@@ -104,7 +104,7 @@ def run_once(
                 continue
             before = tally.came_to()
             try:
-                with _claimed(dsn, schema, topic_id) as claim:
+                with claimed(dsn, schema, topic_id) as claim:
                     if claim is not None:
                         _Topic(dsn, control, claim, topic_id, name, tally, stop).run(url if copies else None)
             except _Stopped:
@@ -127,7 +127,7 @@ def file_of(row: tuple[Any, ...]) -> RemoteFile:
 
 
 @contextlib.contextmanager
-def _claimed(dsn: str, schema: str, topic_id: int) -> Any:
+def claimed(dsn: str, schema: str, topic_id: int) -> Any:
     """A connection that nobody else has for this topic until it is closed; None: somebody has one."""
     # A lock of a transaction: it works through a pooler, and goes with the connection. Nothing is read in
     # this transaction, so that it keeps no old row versions alive.
