@@ -60,6 +60,10 @@ prove: $(VENV)/.dev ## Hold the guarantees against random faults, at length (hal
 		echo "== $$proof"; $(BIN)/python -m tests.support.$$proof $(ARGS) || failed="$$failed $$proof"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev ## Failovers of a real Patroni group on this machine (minutes)
+	LOGSTORE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
+
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
 	$(BIN)/python tools/docker-image/run.py $(ARGS)

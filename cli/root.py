@@ -184,7 +184,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "up": ("server:up", "Run the embedded PostgreSQL in the foreground."),
             "down": ("server:down", "Stop the embedded PostgreSQL."),
             "status": ("server:status", "Show where the log is and how it does."),
-            "cluster": ("cluster:cluster", "Run a replicated log on this machine, and hurt it."),
+            "cluster": ("cluster:cluster", "Run a replicated log on this machine: etcd and a Patroni group."),
             "worker": ("worker:worker", "Run the jobs that keep a log in order, and see how they do."),
             "db": ("db:db", "Install, upgrade or downgrade the log's schema."),
         },

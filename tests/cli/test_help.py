@@ -34,6 +34,7 @@ EXPECTED = {
     "sql", "perf produce", "perf consume", "perf e2e", "share list", "share describe", "share alter",
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
     "db downgrade", "transaction list",
+    "cluster up", "cluster status", "cluster kill", "cluster switchover", "cluster down",
     "transaction describe", "transaction fence", "verify", "up", "down", "status", "demo", "completion",
 }  # fmt: skip
 

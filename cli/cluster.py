@@ -1,0 +1,235 @@
+"""``logstore cluster``: a replicated log on this machine, to develop and test with."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from logstore.cli.arguments import assignments, confirm, yes_option
+from logstore.cli.failures import UNAVAILABLE
+from logstore.cli.output import Column, human_bytes, note, print_json, print_rows
+from logstore.cli.root import Group, connection_options, output_option, settings
+
+if TYPE_CHECKING:
+    from logstore.cluster import ClusterStatus
+
+__all__ = ["cluster"]
+
+
+@click.group(
+    cls=Group,
+    examples=("logstore cluster up --replicas 3", "logstore cluster kill leader", "logstore cluster down"),
+)
+@connection_options
+def cluster() -> None:
+    """Run a replicated log on this machine: etcd and a Patroni group.
+
+    Needs the extra: pip install "logstore-pg[cluster]".  Its data is below LOGSTORE_HOME.
+    """
+
+
+def _no_dsn(command: str) -> None:
+    if settings().dsn:
+        raise click.UsageError(
+            f"`cluster {command}` is about a cluster of this machine's own: leave out --dsn.",
+            click.get_current_context(),
+        )
+
+
+@cluster.command(examples=("logstore cluster up", "logstore cluster up --replicas 5"))
+@click.option(
+    "--replicas",
+    type=click.IntRange(2, 9),
+    metavar="N",
+    help="PostgreSQL servers, the leader included.  [default: 3]",
+)
+@click.option(
+    "--setting",
+    "server_settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=assignments,
+    help="A PostgreSQL setting, when the cluster is made.  Repeatable.",
+)
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and stop the cluster then.")
+@output_option("text", "json")
+@connection_options
+def up(replicas: int | None, server_settings: dict[str, str], foreground: bool) -> None:
+    """Start the cluster, or whatever of it does not run.
+
+    Returns when all members keep up and the log is there; prints the DSN to use.  What was killed by `cluster
+    kill` is started again.
+    """
+    from logstore.cluster import LocalCluster
+
+    _no_dsn("up")
+    local = LocalCluster()
+    quiet = settings().output == "json"
+    found = local.up(
+        replicas, server_settings, schema=settings().schema, tell=(lambda _: None) if quiet else note
+    )
+    if quiet:
+        print_json(_document(found))
+    else:
+        click.echo(f"export LOGSTORE_DSN='{found.dsn}'")
+    if foreground:
+        _stay()
+        local.down()
+        note("stopped")
+
+
+def _stay() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    told = threading.Event()
+
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    note("Ctrl-C stops it.")
+    told.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@cluster.command(examples=("logstore cluster status", "logstore cluster status --output json"))
+@output_option()
+@connection_options
+def status() -> None:
+    """Show who leads, who follows, and the DSN to use.
+
+    Starts nothing.  Exits with 5 when the log cannot be written to.
+    """
+    from logstore.cluster import LocalCluster
+
+    _no_dsn("status")
+    found = LocalCluster().status()
+    if settings().output == "json":
+        print_json(_document(found))
+    else:
+        _print_status(found)
+    if found.leader is None:
+        raise click.exceptions.Exit(UNAVAILABLE)
+
+
+@cluster.command(examples=("logstore cluster kill leader", "logstore cluster kill pg2"))
+@click.argument("target", metavar="leader|follower|etcd|NAME")
+@output_option("text", "json")
+@connection_options
+def kill(target: str) -> None:
+    """kill -9 a member, Patroni and PostgreSQL at once, or etcd.
+
+    It stays dead until `logstore cluster up`.  `follower` means one that is in sync.
+    """
+    from logstore.cluster import LocalCluster
+
+    _no_dsn("kill")
+    name = LocalCluster().kill(target)
+    if settings().output == "json":
+        print_json({"killed": name})
+    else:
+        click.echo(f"killed {name}; `logstore cluster up` starts it again")
+
+
+@cluster.command(examples=("logstore cluster switchover", "logstore cluster switchover --to pg2"))
+@click.option("--to", metavar="NAME", help="The follower that is to lead.  [default: any that is in sync]")
+@output_option("text", "json")
+@connection_options
+def switchover(to: str | None) -> None:
+    """Let a follower lead, losing nothing."""
+    from logstore.cluster import LocalCluster
+
+    _no_dsn("switchover")
+    before, after = LocalCluster().switchover(to)
+    if settings().output == "json":
+        print_json({"before": before, "leader": after})
+    else:
+        click.echo(f"{after} leads; {before} follows")
+
+
+@cluster.command(examples=("logstore cluster down", "logstore cluster down --remove --yes"))
+@click.option("--remove", is_flag=True, help="Remove its data, too.")
+@yes_option
+@output_option("text", "json")
+@connection_options
+def down(remove: bool, yes: bool) -> None:
+    """Stop the cluster.
+
+    Its data stay, and the next `cluster up` goes on with them.
+    """
+    from logstore.cluster import LocalCluster
+
+    _no_dsn("down")
+    if remove:
+        confirm("Remove the cluster and every record in it?", yes=yes)
+    stopped = LocalCluster().down(remove=remove)
+    if settings().output == "json":
+        print_json({"stopped": stopped, "removed": remove})
+    else:
+        click.echo(("stopped" if stopped else "it was not running") + (", removed" if remove else ""))
+
+
+def _document(found: ClusterStatus) -> dict[str, Any]:
+    return {
+        "phase": found.phase,
+        "home": found.home,
+        "dsn": found.dsn or None,
+        "leader": found.leader.name if found.leader else None,
+        "followers_to_wait_for": found.followers_to_wait_for,
+        "server_version": found.version or None,
+        "etcd": {"state": found.etcd, "port": found.etcd_port or None},
+        "members": [
+            {
+                "name": member.name,
+                "role": member.role,
+                "state": member.state,
+                "in_sync": member.in_sync,
+                "host": member.host,
+                "port": member.port,
+                "timeline": member.timeline,
+                "lag_bytes": member.lag_bytes,
+                "pid": member.pid or None,
+            }
+            for member in found.members
+        ],
+    }
+
+
+def _print_status(found: ClusterStatus) -> None:
+    click.echo(f"{found.phase}  {found.home}")
+    if found.phase == "absent":
+        note("`logstore cluster up` makes one.")
+        return
+    click.echo()
+    print_rows(
+        (
+            "MEMBER",
+            "ROLE",
+            "STATE",
+            "IN SYNC",
+            "ADDRESS",
+            Column("TIMELINE", number=True),
+            Column("LAG", number=True),
+            Column("PID", number=True),
+        ),
+        [
+            (
+                member.name,
+                member.role,
+                member.state,
+                "yes" if member.in_sync else "no",
+                f"{member.host}:{member.port}",
+                member.timeline,
+                None if member.lag_bytes is None else human_bytes(member.lag_bytes),
+                member.pid or None,
+            )
+            for member in found.members
+        ],
+    )
+    click.echo()
+    click.echo(f"etcd  {found.etcd}, 127.0.0.1:{found.etcd_port}")
+    click.echo(f"DSN   {found.dsn}")

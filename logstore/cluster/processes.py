@@ -1,0 +1,81 @@
+"""The processes of a member, found by where they work and what they are, and their end.
+
+PostgreSQL outlives a Patroni that is killed, and nobody is its parent then: a process number from a file may
+be somebody else's by now, its working directory is not.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from logstore.cluster.layout import Place
+
+if TYPE_CHECKING:
+    import psutil
+
+__all__ = ["end", "kill", "of"]
+
+_PROGRAMS: Final = frozenset(
+    {"postgres", "etcd", "initdb", "pg_basebackup", "pg_rewind", "pg_ctl", "pg_controldata"}
+)
+
+
+def of(place: Place) -> list[psutil.Process]:
+    """Every process of a member, or of etcd, that lives; oldest first."""
+    return [process for process in _at(place) if process.status() != "zombie"]
+
+
+def _at(place: Place) -> Iterator[psutil.Process]:
+    import psutil
+
+    inside = place.path.resolve()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            where = Path(process.cwd())
+            if where != inside and inside not in where.parents:
+                continue
+            if process.name() in _PROGRAMS or str(place.configuration) in process.cmdline():
+                yield process
+
+
+def kill(place: Place, patience_s: float = 10.0) -> int:
+    """kill -9 all of a member's processes; how many there were.  Returns when they are gone."""
+    import psutil
+
+    killed = 0
+    # Again, for those that were just being started.
+    while found := of(place):
+        # Patroni is the oldest: it must not see its PostgreSQL die, and start another.
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        killed += len(found)
+        if psutil.wait_procs(found, timeout=patience_s)[1]:
+            break
+    return killed
+
+
+def end(places: Iterable[Place], patience_s: float = 20.0) -> int:
+    """Stop what still runs, kindly first; how many processes there were."""
+    import psutil
+
+    places = list(places)
+    found = [process for place in places for process in of(place)]
+    for process in _oldest(found):
+        # Also PostgreSQL's fast shutdown.
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)
+    psutil.wait_procs(found, timeout=patience_s)
+    for place in places:
+        kill(place)
+    return len(found)
+
+
+def _oldest(found: list[psutil.Process]) -> list[psutil.Process]:
+    """Those whose parents are not among them."""
+    numbers = {process.pid for process in found}
+    return [process for process in found if process.ppid() not in numbers]

@@ -1,0 +1,104 @@
+"""What Patroni and etcd are asked over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from logstore.cluster.configuration import NAMESPACE, SCOPE
+from logstore.cluster.layout import API, HOST, Plan
+
+__all__ = ["Seen", "etcd_answers", "members_seen", "order", "release"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A member, as its Patroni sees it."""
+
+    leads: bool
+    """Its PostgreSQL takes writes."""
+    state: str
+    """``running``, ``streaming``, or what it does instead."""
+    in_sync: bool
+    timeline: int | None
+    position: int | None
+    """In the write-ahead log, bytes: a leader's end, what a follower has received."""
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Seen:
+        leads = document.get("role") in ("primary", "master")
+        state = str(document["state"])
+        log = document.get("xlog") or {}
+        return cls(
+            leads,
+            str(document.get("replication_state") or state) if state == "running" and not leads else state,
+            leads or bool(document.get("quorum_standby") or document.get("sync_standby")),
+            document.get("timeline"),
+            log.get("location") if leads else log.get("received_location"),
+        )
+
+
+def _ask(
+    port: int, method: str, path: str, body: Any = None, *, password: str = "", timeout_s: float = 2.0
+) -> tuple[int, str]:
+    """Status and text; (0, reason) when nobody answers."""
+    headers = {"Content-Type": "application/json"}
+    if password:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"{API}:{password}".encode()).decode()
+    try:
+        with closing(http.client.HTTPConnection(HOST, port, timeout=timeout_s)) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as exc:
+        return 0, str(exc) or type(exc).__name__
+
+
+def members_seen(plan: Plan, *, timeout_s: float = 1.0) -> dict[str, Seen]:
+    """What the Patroni of each member says of it; those that do not answer are left out.
+
+    Asked of each, and not of one for all: that would need etcd, and what is kept there of a member that died
+    outlives it for a while.
+    """
+    seen = {}
+    for name, port in plan.api_ports.items():
+        _, text = _ask(port, "GET", "/patroni", timeout_s=timeout_s)
+        with suppress(ValueError):
+            document = json.loads(text)
+            if isinstance(document, dict) and "state" in document:
+                seen[name] = Seen.of(document)
+    return seen
+
+
+def order(plan: Plan, member: str, path: str, body: Any, *, timeout_s: float) -> tuple[int, str]:
+    """Give the Patroni of ``member`` an order; its status and words."""
+    return _ask(plan.api_ports[member], "POST", path, body, password=plan.passwords[API], timeout_s=timeout_s)
+
+
+def etcd_answers(plan: Plan) -> bool:
+    status, text = _ask(plan.etcd_port, "GET", "/health", timeout_s=1.0)
+    return status == 200 and '"true"' in text
+
+
+def release(plan: Plan, member: str) -> bool:
+    """Let go of the leader's key if it is ``member``'s; say whether it was.
+
+    Only for a member whose processes are known to be dead: its followers need not wait for the end of its
+    lease then.
+    """
+    key = _text(f"{NAMESPACE}{SCOPE}/leader")
+    body = {
+        "compare": [{"target": "VALUE", "result": "EQUAL", "key": key, "value": _text(member)}],
+        "success": [{"requestDeleteRange": {"key": key}}],
+    }
+    status, text = _ask(plan.etcd_port, "POST", "/v3/kv/txn", body)
+    return status == 200 and bool(json.loads(text).get("succeeded"))
+
+
+def _text(value: str) -> str:
+    return base64.b64encode(value.encode()).decode()
