@@ -507,6 +507,10 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS057": IllegalStateError,
     "LS054": InvalidArgumentError,
     "LS059": ThrottlingQuotaExceededError,
+    "LS050": InvalidRecordError,
+    "LS051": InvalidArgumentError,
+    "LS052": InvalidRecordError,
+    "LS053": IllegalStateError,
     # PostgreSQL's own; a two-letter key stands for the whole class.
     "08": ConnectionFailedError,
     "57P01": ConnectionFailedError,

@@ -38,6 +38,7 @@ declare
     before_max int8;
     after_max int8;
     min_insync int2;
+    compacted boolean;
     now_ms int8;
     min_timestamp int8;
     base int8;
@@ -69,9 +70,10 @@ begin
 
     select p.segment, p.segment_start, p.log_start, p.leader_epoch, t.active_segment, t.roll_at,
            t.segment_bytes, t.max_message_bytes, t.timestamp_type, t.timestamp_before_max,
-           t.timestamp_after_max, t.min_insync_replicas
+           t.timestamp_after_max, t.min_insync_replicas, t.compacted
     into segment, segment_start, log_start, epoch, active, roll_at,
-         max_segment_bytes, max_message_bytes, timestamp_type, before_max, after_max, min_insync
+         max_segment_bytes, max_message_bytes, timestamp_type, before_max, after_max, min_insync,
+         compacted
     from topic_partition p join topic t on t.topic_id = p.topic_id
     where p.topic_id = append.topic_id and p.partition = append.partition
     for no key update of p;
@@ -130,6 +132,13 @@ begin
              or headers_fit(record_count, header_records, header_keys, header_values))) is not true then
         perform refuse_batch('LS010', 'the arrays of the batch do not fit each other',
             topic_id, "partition", jsonb_build_object('record_count', record_count), null);
+    end if;
+
+    -- What was staged before the topic was compacted goes in; compaction leaves it out.
+    if compacted and (keys is null or array_position(keys, null) is not null) and acks is distinct from 2 then
+        perform refuse_batch('LS050', 'a record without a key cannot be appended to a compacted topic',
+            topic_id, "partition", jsonb_build_object('record_count', record_count),
+            'Compaction keeps the last record of each key: give each record one.');
     end if;
 
     now_ms := clock_ms();

@@ -84,23 +84,22 @@ create or replace function compacted_batches(leaf text, winner text, headers boo
 language sql immutable set search_path from current
 return format($query$
     with win as materialized (
-        select w.partition, w."offset"
-        from (select unnest(w.partitions) as partition, unnest(w.offsets) as "offset"
-              from %2$I w where w.chunk = $6) w
-        join topic_partition p on p.topic_id = $1 and p.partition = w.partition and w."offset" >= p.log_start),
+        select unnest(w.partitions) as partition, unnest(w.offsets) as "offset" from %2$I w where w.chunk = $6),
     source as materialized (
         select row_number() over (order by b.partition, b.last_offset) as n, b.partition, b.base_offset,
-               b.last_offset, b.record_count, b.size_bytes, b.leader_epoch, b.timestamp_type, b.max_timestamp,
+               b.last_offset, b.record_count, b.size_bytes, b.leader_epoch, b.timestamp_type,
                b.append_time, b.durable_before, b.delete_horizon
         from %1$I b join topic_partition p on p.topic_id = $1 and p.partition = b.partition
         where (b.partition, b.last_offset) > ($2, $3) and (b.partition, b.last_offset) <= ($4, $5)
           and b.last_offset >= p.log_start),
+    edge as materialized (
+        select s.partition, min(s.n) as first, array_agg(s.base_offset order by s.n) as bases
+        from source s group by s.partition),
+    -- Below the log start there are winners without a batch.
     hit as (
         select e.first + width_bucket(w."offset", e.bases) - 1 as n, count(*) as records
-        from win w
-        join (select s.partition, min(s.n) as first, array_agg(s.base_offset order by s.n) as bases
-              from source s group by s.partition) e on e.partition = w.partition
-        group by 1),
+        from win w join edge e on e.partition = w.partition
+        where w."offset" >= e.bases[1] group by 1),
     summed as (
         select s.*, coalesce(h.records, 0) as records,
                coalesce(sum(h.records) over before, 0) / 1000 as thousands,
@@ -119,7 +118,7 @@ return format($query$
     cover as (
         select c.made, c.partition, min(c.base_offset) as base_offset, max(c.last_offset) as last_offset,
                min(c.leader_epoch) as leader_epoch, min(c.timestamp_type) as timestamp_type,
-               max(c.max_timestamp) as max_timestamp, max(c.append_time) as append_time,
+               max(c.append_time) as append_time,
                min(c.durable_before) as durable_before
         from numbered c group by c.made, c.partition),
     kept as %3$s (
@@ -131,7 +130,8 @@ return format($query$
                            unnest(b.timestamps) as stamp, unnest(b.keys) as key, unnest(b."values") as value
                     from numbered m join cover c on c.made = m.made
                     join %1$I b on b.partition = m.partition and b.last_offset = m.last_offset
-                    where m.records > 0) v) u
+                    where m.records > 0 and (b.partition, b.last_offset) > ($2, $3)
+                      and (b.partition, b.last_offset) <= ($4, $5)) v) u
         join win w on w.partition = u.partition and w."offset" = u."offset"
         where u.value is not null or coalesce(u.horizon > $7, true)
         order by u.made, u."offset"),
@@ -146,8 +146,7 @@ return format($query$
     select c.partition, c.base_offset, c.last_offset, c.leader_epoch, c.timestamp_type, c.append_time,
            c.durable_before, null::int8 as producer_id, null::int2 as producer_epoch, null::int4 as base_sequence,
            null::int4 as last_sequence, null::int4 as size_bytes, coalesce(m.record_count, 0) as record_count,
-           coalesce(m.min_timestamp, c.max_timestamp) as min_timestamp,
-           coalesce(m.max_timestamp, c.max_timestamp) as max_timestamp,
+           coalesce(m.min_timestamp, 253402300799999) as min_timestamp, coalesce(m.max_timestamp, 0) as max_timestamp,
            case when m.record_count < c.last_offset - c.base_offset + 1 then m.offset_deltas end as offset_deltas,
            case when m.min_timestamp < m.max_timestamp then m.timestamps end as timestamps,
            m.keys, m."values", h.header_records, h.header_keys, h.header_values, m.delete_horizon
@@ -174,13 +173,14 @@ return format($query$
 create or replace function write_compacted(r rewrite) returns int8
 language plpgsql volatile set search_path from current
 set work_mem = '48MB' set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off
-as $$
+set enable_nestloop = off as $$
 declare
     id constant int4 := r.topic_id;
     segment constant int4 := r.sources[1];
     leaf constant text := format('b_%s_%s', id, segment);
     chunk record;
     headers boolean;
+    untouched boolean;
     read_records int8 := 0;
     read_bytes int8 := 0;
     kept_records int8 := 0;
@@ -191,16 +191,28 @@ begin
     into chunk using r.chunk, segment;
     if chunk.chunk is not null and to_regclass(leaf) is not null then
         execute format('select coalesce(bool_or(b.header_records is not null), false), sum(b.record_count),
-                               sum(b.size_bytes)
+                               sum(b.size_bytes), sum(b.size_bytes) > 32768 * count(*)
+                                   and bool_and(b."values" is not null and array_position(b."values", null) is null)
+                                   and sum(b.record_count) = (select sum(cardinality(w.offsets)) from %I w
+                                                              where w.chunk = $5)
                         from %I b
                         where (b.partition, b.last_offset) > ($1, $2) and (b.partition, b.last_offset) <= ($3, $4)',
-                       leaf)
-        into headers, read_records, read_bytes
-        using chunk.after_partition, chunk.after_offset, chunk.to_partition, chunk.to_offset;
-        execute fill_target(format('b_%s_%s', id, r.target), compacted_batches(leaf, scratch(id, 'winner'), headers))
-        into kept_records, kept_bytes
-        using id, chunk.after_partition, chunk.after_offset, chunk.to_partition, chunk.to_offset, r.chunk,
-              clock_ms(), r.delete_horizon, r.target;
+                       scratch(id, 'winner'), leaf)
+        into headers, read_records, read_bytes, untouched
+        using chunk.after_partition, chunk.after_offset, chunk.to_partition, chunk.to_offset, r.chunk;
+        -- All stay, none is a tombstone, and the batches are large enough.
+        if untouched then
+            execute fill_target(format('b_%s_%s', id, r.target), copied_batches(leaf, false))
+            into kept_records, kept_bytes
+            using id, chunk.after_partition, chunk.after_offset, chunk.to_partition, chunk.to_offset, r.erasures,
+                  0::int8, 0::int8, r.target;
+        else
+            execute fill_target(format('b_%s_%s', id, r.target),
+                                compacted_batches(leaf, scratch(id, 'winner'), headers))
+            into kept_records, kept_bytes
+            using id, chunk.after_partition, chunk.after_offset, chunk.to_partition, chunk.to_offset, r.chunk,
+                  clock_ms(), r.delete_horizon, r.target;
+        end if;
     end if;
     execute format('select not exists (select from %I c where c.chunk = $1 and c.segment = $2)', scratch(id, 'chunk'))
     into last_chunk using r.chunk + 1, segment;
@@ -215,3 +227,61 @@ begin
     return coalesce(read_records, 0);
 end
 $$;
+
+-- Takes no lock, reads the catalog, writes nothing, returns the offset below which the partition's records have
+-- been compacted.
+create or replace function compacted_to(p topic_partition) returns int8
+language sql stable security definer set search_path from current
+begin atomic
+    select coalesce((select min(z.first_offset) from sealed_segment z
+                     where z.topic_id = p.topic_id and z.partition = p.partition and z.cleaned_at is null
+                       and z.last_offset >= p.log_start),
+                    p.segment_start);
+end;
+
+-- Takes no lock, reads the catalog, writes nothing, returns for each compacted topic that has nothing under way the
+-- closed leaves that are old enough, from the oldest on, and why it is worth while to compact them: 'dirty' (in a
+-- partition more than min.cleanable.dirty.ratio of them has not been compacted), 'lag' (some of that is older than
+-- max.compaction.lag.ms) or 'tombstones' (some have been there for delete.retention.ms). Topics for which it is
+-- not have no row. dirty, clean: bytes.
+create or replace function topics_to_compact()
+returns table (topic_id int4, topic text, sources int4[], reason text, dirty int8, clean int8)
+language sql stable security definer set search_path from current
+begin atomic
+    with t as (
+        select t.topic_id, t.name, t.active_segment, effective_configs(t.configs) as configs
+        from topic t
+        where t.compacted and not exists (select from rewrite r where r.topic_id = t.topic_id)),
+    leaf as (
+        select t.topic_id, s.segment, s.place,
+               bool_or(s.segment = t.active_segment
+                       or exists (select from topic_partition p
+                                  where p.topic_id = t.topic_id and p.segment = s.segment)
+                       or exists (select from sealed_segment z
+                                  where z.topic_id = t.topic_id and z.segment = s.segment and z.cleaned_at is null
+                                    and z.max_timestamp
+                                        > clock_ms() - (t.configs ->> 'min.compaction.lag.ms')::numeric))
+                   over (partition by t.topic_id order by s.place) as beyond
+        from t join topic_segment s on s.topic_id = t.topic_id and s.live),
+    part as (
+        select z.topic_id, z.partition,
+               coalesce(sum(z.bytes) filter (where z.cleaned_at is null), 0)::int8 as dirty,
+               coalesce(sum(z.bytes) filter (where z.cleaned_at is not null), 0)::int8 as clean,
+               min(z.min_timestamp) filter (where z.cleaned_at is null) as oldest,
+               min(z.tombstones_until) as tombstones_until
+        from leaf l join sealed_segment z on z.topic_id = l.topic_id and z.segment = l.segment
+        join topic_partition p on p.topic_id = z.topic_id and p.partition = z.partition
+        where not l.beyond and z.last_offset >= p.log_start
+        group by z.topic_id, z.partition),
+    worth as (
+        select t.topic_id, t.name, sum(p.dirty)::int8 as dirty, sum(p.clean)::int8 as clean,
+               bool_or(p.dirty > (t.configs ->> 'min.cleanable.dirty.ratio')::numeric * (p.dirty + p.clean)) as ratio,
+               bool_or(p.oldest < clock_ms() - (t.configs ->> 'max.compaction.lag.ms')::numeric) as lag,
+               bool_or(p.tombstones_until <= clock_ms()) as tombstones
+        from t join part p on p.topic_id = t.topic_id group by t.topic_id, t.name)
+    select w.topic_id, w.name,
+           (select array_agg(l.segment order by l.place) from leaf l where l.topic_id = w.topic_id and not l.beyond),
+           case when w.ratio then 'dirty' when w.lag then 'lag' else 'tombstones' end, w.dirty, w.clean
+    from worth w where w.ratio or w.lag or w.tombstones
+    order by w.topic_id;
+end;

@@ -8,7 +8,7 @@ returns table (erasure_id int8, key bytea, ends int8[])
 language sql stable security definer set search_path from current
 begin atomic
     select e.erasure_id, e.key, e.ends from erasure e
-    where e.topic_id = pending_erasures.topic_id and e.finished_at is null and e.key is not null
+    where e.topic_id = pending_erasures.topic_id and e.removed_at is null
     order by e.erasure_id;
 end;
 
@@ -49,6 +49,16 @@ select e.erasure_id, e.topic, encode(e.key_sha256, 'hex') as key_sha256, e.reque
        case when e.finished_at is not null then 'finished' when e.removed_at is not null then 'removed'
             else 'pending' end as state
 from erasure e;
+
+-- Takes no lock, reads the rows of erasure, writes nothing, returns the topics in which something is still to be
+-- erased, or to be dropped.
+create or replace function topics_to_erase() returns table (topic_id int4, topic text)
+language sql stable security definer set search_path from current
+begin atomic
+    select t.topic_id, t.name from topic t
+    where exists (select from erasure e where e.topic_id = t.topic_id and e.finished_at is null)
+    order by t.topic_id;
+end;
 
 -- Takes no lock beyond ACCESS SHARE; reads the keys of one leaf, stops at the first match; writes nothing; returns
 -- whether it has a record that is still to be erased.
@@ -96,9 +106,29 @@ begin atomic
     order by s.place;
 end;
 
+-- Tries the topic's guard; makes the topic go on to its next segment, if what is to be erased is in the one that it
+-- writes to, or takes partitions along that have stayed behind; returns whether it is worth while to call again at
+-- once.
+create or replace function roll_for_erasure(topic_id int4, out more boolean)
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    active constant int4 := (select t.active_segment from topic t where t.topic_id = roll_for_erasure.topic_id);
+begin
+    more := false;
+    if not exists (select from leaves_to_search(topic_id) l where not l.closed) then
+        return;
+    end if;
+    if exists (select from leaves_to_search(topic_id) l where l.segment = active) then
+        more := roll_segment(topic_id, active) <> active;
+    else
+        more := (select r.more from roll_topic(topic_id) r);
+    end if;
+end
+$$;
+
 -- Tries the topic's guard, and, once nothing is under way in the topic and searched has every leaf that may have
--- had the keys, writes that nobody can read them any more; once the old leaves are dropped (and the topic's files
--- have been searched), that they are gone, and forgets the keys. Returns how many erasures are finished by this.
+-- had the keys (and its files, if there are any), writes that nobody can read them any more, and forgets the keys;
+-- once the old leaves are dropped, that they are gone. Returns how many erasures are finished by this.
 create or replace function finish_erasures(topic_id int4, searched int4[]) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -111,10 +141,10 @@ begin
         return 0;
     end if;
     perform set_config('synchronous_commit', 'on', true);
-    update erasure e set removed_at = to_timestamp(clock_ms() / 1000.0)
-    where e.topic_id = id and e.removed_at is null and e.finished_at is null
+    update erasure e set removed_at = to_timestamp(clock_ms() / 1000.0), key = null
+    where e.topic_id = id and e.removed_at is null
       and (e.files_searched_at is not null or not has_files(id, e.ends));
-    update erasure e set finished_at = to_timestamp(clock_ms() / 1000.0), key = null
+    update erasure e set finished_at = to_timestamp(clock_ms() / 1000.0)
     where e.topic_id = id and e.removed_at is not null and e.finished_at is null
       and not exists (select from dropped_segment d where d.topic_id = id and d.dropped_at <= e.removed_at);
     get diagnostics finished = row_count;
@@ -141,6 +171,13 @@ begin atomic
     where e.erasure_id = erasure_files_searched.erasure_id;
 end;
 
+-- Takes no lock, reads and writes nothing, returns the smallest time stamp of a batch's records; of a batch
+-- without records one that is later than all.
+create or replace function smallest_timestamp(b batches) returns int8
+language sql stable
+return case when b.record_count = 0 then 253402300799999
+            else coalesce((select min(u) from unnest(b.timestamps) u), b.max_timestamp) end;
+
 -- Takes no lock, reads and writes nothing, returns a query for the batches of a stretch as they are, without those
 -- below the log start; with erase, without the records that are to be erased. Its parameters: topic id, the two
 -- ends of the stretch (partition and offset each), the erasures' ids; the others are for fill_target().
@@ -162,9 +199,9 @@ return format($copy$
            case when e.cut then null else b.last_sequence end as last_sequence,
            case when not e.cut then b.size_bytes end as size_bytes,
            case when e.cut then coalesce(k.record_count, 0) else b.record_count end as record_count,
-           case when e.cut then coalesce(k.min_timestamp, b.max_timestamp)
-                else coalesce((select min(u) from unnest(b.timestamps) u), b.max_timestamp) end as min_timestamp,
-           case when e.cut then coalesce(k.max_timestamp, b.max_timestamp) else b.max_timestamp end as max_timestamp,
+           case when e.cut then coalesce(k.min_timestamp, 253402300799999)
+                else smallest_timestamp(b) end as min_timestamp,
+           case when e.cut then coalesce(k.max_timestamp, 0) else b.max_timestamp end as max_timestamp,
            case when e.cut then k.offset_deltas else b.offset_deltas end as offset_deltas,
            case when not e.cut then b.timestamps when k.min_timestamp < k.max_timestamp then k.timestamps end
                as timestamps,
@@ -175,7 +212,7 @@ return format($copy$
            case when e.cut then h.header_values else b.header_values end as header_values,
            b.delete_horizon $erase$
     else $whole$ b.producer_id, b.producer_epoch, b.base_sequence, b.last_sequence, b.size_bytes, b.record_count,
-           coalesce((select min(u) from unnest(b.timestamps) u), b.max_timestamp) as min_timestamp,
+           smallest_timestamp(b) as min_timestamp,
            b.max_timestamp, b.offset_deltas, b.timestamps, b.keys, b."values", b.header_records, b.header_keys,
            b.header_values, b.delete_horizon $whole$ end,
     case when erase then $cut$

@@ -98,7 +98,7 @@ begin
           where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start
           union all
           select t.segment, t.max_timestamp from partition_tips(array[p.topic_id], array[p.partition]) t) u
-    where u.segment > begun;
+    where u.segment <> begun;
     execute format($begun$
         select max(case when b.base_offset >= $2 or b.timestamps is null then b.max_timestamp
                         else (select max(t) from unnest(b.timestamps) with ordinality w (t, i)

@@ -295,7 +295,7 @@ return format($fill$
         select $1, $9, r.partition, r.base_offset, r.last_offset, r.leader_epoch, r.timestamp_type, r.append_time,
                r.durable_before, r.producer_id, r.producer_epoch, r.base_sequence, r.last_sequence, r.record_count,
                r.size, r.max_timestamp, r.segment_bytes, r.segment_max_timestamp, r.segment_min_timestamp,
-               greatest(r.tip_disorder, max(r.segment_max_timestamp - r.min_timestamp) over (
+               greatest(r.tip_disorder, 0, max(r.segment_max_timestamp - r.min_timestamp) over (
                    partition by r.partition order by r.last_offset rows unbounded preceding)),
                r.offset_deltas, r.timestamps, r.keys, r."values", r.header_records, r.header_keys, r.header_values,
                r.delete_horizon
@@ -383,3 +383,9 @@ begin
     return true;
 end
 $$;
+
+-- What is being written anew, and how far it has come.
+create or replace view rewrites as
+select t.topic_id, t.name as topic, r.kind, r.phase, cardinality(r.merged) + cardinality(r.sources) as segments_left,
+       r.records_read, r.records_kept, r.bytes_read, r.bytes_kept, r.started_at
+from rewrite r join topic t on t.topic_id = r.topic_id;

@@ -4,11 +4,13 @@
 -- ms since the epoch.
 create or replace function roll_time(configs jsonb) returns int8
 language sql volatile set search_path from current
-return least(
-    clock_ms() + (configs ->> 'segment.ms')::numeric
-        - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric,
-                                          (configs ->> 'segment.ms')::numeric)),
-    9223372036854775807)::int8;
+return (
+    -- What max.compaction.lag.ms says has to be closed by then to be compacted.
+    select least(clock_ms() + u.age - floor(random()::numeric * least((configs ->> 'segment.jitter.ms')::numeric, u.age)),
+                 9223372036854775807)::int8
+    from (select case when configs ->> 'cleanup.policy' ~ 'compact'
+                      then least((configs ->> 'segment.ms')::numeric, (configs ->> 'max.compaction.lag.ms')::numeric)
+                      else (configs ->> 'segment.ms')::numeric end as age) u);
 
 -- Needs the topic's guard; takes the topic's row lock and locks its table in SHARE UPDATE EXCLUSIVE mode, which
 -- appends and reads do not notice; makes and attaches the leaf for one more segment, writes its catalog row,

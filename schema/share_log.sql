@@ -12,13 +12,13 @@ declare
     found_any boolean := false;
 begin
     for leaf in
-        select s.segment, s.first_offset from sealed_segment s
+        select s.segment, s.first_offset, s.last_offset from sealed_segment s
         where s.topic_id = share_batches.topic_id and s.partition = share_batches.partition
             and s.last_offset >= share_batches.from_offset
         union all
-        select p.segment, p.segment_start from topic_partition p
+        select p.segment, p.segment_start, 9223372036854775807 from topic_partition p
         where p.topic_id = share_batches.topic_id and p.partition = share_batches.partition
-        order by segment
+        order by last_offset
     loop
         exit when found_any and leaf.first_offset >= share_batches.to_offset;
         return query execute format('select b.* from %I b

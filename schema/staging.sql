@@ -31,7 +31,7 @@ end;
 -- "partition", else the one that key belongs to, else one at random. The record gets into the log when the
 -- transaction has committed. "timestamp" is in ms, null: now. If there are quotas, takes that bucket's lock for a
 -- moment and charges it. LS001, LS007 too large, LS008 a time stamp out of range, LS010 headers that do not
--- fit each other, LS059 the quota has been used up for long.
+-- fit each other, LS050 no key though the topic is compacted, LS059 the quota has been used up for long.
 create or replace function stage(
     topic text, "partition" int4, key bytea, value bytea,
     header_keys text[], header_values bytea[], "timestamp" int8) returns int4
@@ -48,7 +48,7 @@ declare
     t record;
 begin
     select u.topic_id, u.partitions, u.max_message_bytes, u.timestamp_type,
-           u.timestamp_before_max as before_max, u.timestamp_after_max as after_max
+           u.timestamp_before_max as before_max, u.timestamp_after_max as after_max, u.compacted
     into t from topic u where u.name = stage.topic;
     if not found then
         perform topic_id_of(topic);
@@ -57,6 +57,10 @@ begin
     chosen := coalesce("partition", partition_for(key, t.partitions), floor(random() * t.partitions)::int4);
     if chosen not between 0 and t.partitions - 1 then
         perform no_partition(id, chosen);
+    end if;
+    if t.compacted and key is null then
+        perform refuse_batch('LS050', 'a record without a key cannot be appended to a compacted topic',
+            id, chosen, '{}', 'Compaction keeps the last record of each key: give each record one.');
     end if;
     if header_keys is not null or header_values is not null then
         if headers_fit(1, array_fill(1, array[coalesce(cardinality(header_keys), 0)]), header_keys,

@@ -127,7 +127,9 @@ begin
     perform check_tiering(after);
     perform settle_tiering(before.topic_id, before.tiered, after);
     update topic t set configs = after where t.topic_id = before.topic_id;
-    if after ->> 'compression.type' is distinct from before.configs ->> 'compression.type' then
+    -- The leaves of compacted topics have an index of their keys.
+    if after ->> 'compression.type' is distinct from before.configs ->> 'compression.type'
+       or coalesce(after ->> 'cleanup.policy' ~ 'compact', false) and not before.compacted then
         perform roll_segment(before.topic_id, before.active_segment);
     end if;
     perform compile_configs(before.topic_id);
@@ -167,6 +169,11 @@ begin
     delete from producer_state s where s.topic_id = gone.topic_id;
     delete from sealed_segment s where s.topic_id = gone.topic_id;
     delete from topic_segment s where s.topic_id = gone.topic_id;
+    delete from rewrite r where r.topic_id = gone.topic_id;
+    delete from rewrite_tally r where r.topic_id = gone.topic_id;
+    update erasure e set key = null, removed_at = coalesce(e.removed_at, clock_timestamp()),
+                         finished_at = clock_timestamp()
+    where e.topic_id = gone.topic_id and e.finished_at is null;
     update remote_segment f set state = 'deleting' where f.topic_id = gone.topic_id;
     delete from tier_restore r where r.topic_id = gone.topic_id;
     delete from topic t where t.topic_id = gone.topic_id;

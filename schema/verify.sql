@@ -204,6 +204,9 @@ begin atomic
         where c.relname ~ ('^b_' || verify_catalog.topic_id || '_[0-9]{1,9}$') and c.relkind = 'r'
           and c.relnamespace = pg_catalog.to_regnamespace(quote_ident(current_schema()))
           and not exists (select from s where s.segment = split_part(c.relname, '_', 3)::int4)
+          and not exists (select from dropped_segment d
+                          where d.topic_id = verify_catalog.topic_id
+                            and d.segment = split_part(c.relname, '_', 3)::int4)
         union all
         select 'sealed', chain.partition, chain.segment,
                format('it begins at offset %s, but the one before ends in front of %s', chain.first_offset,
@@ -241,6 +244,11 @@ create or replace function verify_segment(
     topic_id int4, segment int4, arrays boolean default true, at_most int4 default 20)
 returns setof verify_finding
 language plpgsql stable security definer set search_path from current as $$
+declare
+    -- By compaction or erasure: then there may be fewer records than offsets, down to none.
+    rewritten constant boolean := coalesce((
+        select s.rewritten from topic_segment s
+        where s.topic_id = verify_segment.topic_id and s.segment = verify_segment.segment), false);
 begin
     if to_regclass('b_' || topic_id || '_' || segment) is null then
         return;
@@ -282,6 +290,7 @@ begin
                                                     l.header_values)) else true end as fits,
                            case when l.offset_deltas is null
                                 then l.record_count = l.last_offset - l.base_offset + 1
+                                     or $5 and l.record_count = 0
                                 when $3 then array_fits(l.offset_deltas, l.record_count)
                                 and l.offset_deltas[1] >= 0
                                 and l.offset_deltas[l.record_count] <= l.last_offset - l.base_offset
@@ -292,7 +301,8 @@ begin
                                 then l.max_timestamp >= all (l.timestamps)
                                      and l.max_timestamp = any (l.timestamps)
                                 else true end as largest,
-                           case when l.timestamps is null then l.max_timestamp
+                           case when l.record_count = 0 then 253402300799999
+                                when l.timestamps is null then l.max_timestamp
                                 when not $3 then null
                                 when l.timestamps[1] <= all (l.timestamps) then l.timestamps[1]
                                 else (select min(u) from unnest(l.timestamps) u) end as min_timestamp
@@ -308,7 +318,8 @@ begin
                 ('overlap', case when r.base_offset < coalesce(r.next_offset, r.first_offset) then
                     format('the batch begins at %%s, but the one before ends at %%s', r.base_offset,
                            coalesce(r.next_offset, r.first_offset) - 1) end),
-                ('counts', case when r.record_count < 1 or r.spans is not true then
+                ('counts', case when r.record_count < case when $5 then 0 else 1 end
+                        or r.spans is not true then
                     format('the batch spans offsets %%s to %%s, but has %%s records', r.base_offset,
                            r.last_offset, r.record_count)
                     when r.fits is not true then
@@ -318,7 +329,8 @@ begin
                     when r.min_timestamp < 0 or r.max_timestamp > 253402300799999 then
                     format('time stamps from %%s to %%s are no times', r.min_timestamp, r.max_timestamp)
                     when r.timestamp_type not in (0, 1)
-                        or r.timestamp_type = 1 and (not r.stamped_once or r.max_timestamp <> r.append_time)
+                        or r.timestamp_type = 1 and not $5
+                           and (not r.stamped_once or r.max_timestamp <> r.append_time)
                     then 'the time stamps are not the append time, though timestamp_type says so' end),
                 -- Only where the batch before is there: else the gap has been found already.
                 ('running', case when r.base_offset = coalesce(r.next_offset, r.first_offset) then nullif(
@@ -332,7 +344,7 @@ begin
                                           least(r.before_min, r.min_timestamp)) end,
                         case when r.min_timestamp is not null then
                             running_fault('segment_disorder', r.segment_disorder, greatest(
-                                r.before_disorder,
+                                r.before_disorder, 0,
                                 greatest(r.before_max, r.max_timestamp) - r.min_timestamp)) end), '') end),
                 ('epochs', case when r.leader_epoch < r.before_epoch then
                     format('leader epoch %%s comes after %%s', r.leader_epoch, r.before_epoch)
@@ -363,6 +375,8 @@ begin
                 when p.current_segment = $2 then 'the segment has a row as if it were closed'
                 when l.last_offset is null then
                     format('offsets %%s to %%s are not there', z.first_offset, z.last_offset)
+                when z.records <> n.records then
+                    format('%%s records, but the catalog says %%s', n.records, z.records)
                 when l.last_offset <> z.last_offset then
                     format('the last offset is %%s, but the catalog says %%s', l.last_offset, z.last_offset)
                 else format('bytes %%s, time stamps %%s to %%s, disorder %%s; the catalog says %%s, %%s to '
@@ -374,8 +388,12 @@ begin
             left join lateral (
                 select b.* from %I b where b.partition = coalesce(p.partition, z.partition)
                 order by b.last_offset desc limit 1) l on true
+            left join lateral (
+                select sum(b.record_count) as records from %I b
+                where b.partition = z.partition and z.records is not null) n on true
             where case when z.partition is null then l.partition is not null and p.current_segment <> $2
                        else p.partition is null or p.current_segment = $2
+                           or z.records <> n.records
                            or (l.last_offset, l.segment_bytes, l.segment_min_timestamp,
                                l.segment_max_timestamp, l.segment_disorder)
                               is distinct from (z.last_offset, z.bytes, z.min_timestamp, z.max_timestamp,
@@ -386,8 +404,9 @@ begin
                      row_number() over (partition by j."check" order by j.partition, j."offset") as nth
               from judged j) f
         where f.nth <= $4 order by f."check", f.nth
-        $leaf$, 'b_' || topic_id || '_' || segment, 'b_' || topic_id || '_' || segment)
-        using topic_id, segment, arrays, at_most;
+        $leaf$, 'b_' || topic_id || '_' || segment, 'b_' || topic_id || '_' || segment,
+        'b_' || topic_id || '_' || segment)
+        using topic_id, segment, arrays, at_most, rewritten;
 end
 $$;
 

@@ -12,14 +12,21 @@ begin
         return;
     end if;
     return query execute format($topic$
-        with batch as (
+        with numbered as (
             select b.partition, b.segment, b.base_offset, b.last_offset, b.producer_id, b.producer_epoch,
                    b.base_sequence, b.last_sequence, b.append_time,
                    lag(b.producer_epoch) over w as before_epoch,
                    lag(b.last_sequence) over w as before_sequence,
-                   lag(b.append_time) over w as before_time
-            from %I b where b.producer_id is not null
+                   lag(b.append_time) over w as before_time, g.place, lag(g.place) over w as before_place
+            from %I b join topic_segment g on g.topic_id = $1 and g.segment = b.segment and g.live
+            where b.producer_id is not null
             window w as (partition by b.partition, b.producer_id order by b.last_offset)),
+        -- What was written anew has lost its sequences.
+        batch as (
+            select n.*, exists (select from topic_segment o
+                                where o.topic_id = $1 and o.live and o.rewritten
+                                  and o.place between n.before_place and n.place) as interrupted
+            from numbered n),
         -- The last batch of each producer in the segments that its partition has left.
         left_behind as (
             select distinct on (b.partition, b.producer_id) b.*
@@ -36,10 +43,10 @@ begin
                 when b.producer_epoch < b.before_epoch then
                     format('producer %%s: epoch %%s comes after %%s', b.producer_id, b.producer_epoch,
                            b.before_epoch)
-                when b.producer_epoch > b.before_epoch and b.base_sequence <> 0 then
+                when b.producer_epoch > b.before_epoch and b.base_sequence <> 0 and not b.interrupted then
                     format('producer %%s: epoch %%s begins with sequence %%s', b.producer_id,
                            b.producer_epoch, b.base_sequence)
-                when b.producer_epoch = b.before_epoch
+                when b.producer_epoch = b.before_epoch and not b.interrupted
                      and b.base_sequence <> ((b.before_sequence::int8 + 1) & 2147483647)
                      and b.append_time - b.before_time < 86400000 then
                     format('producer %%s: sequence %%s comes after %%s', b.producer_id, b.base_sequence,
@@ -57,7 +64,10 @@ begin
               and not exists (
                   select from producer_state s
                   where s.topic_id = $1 and s.partition = l.partition and s.producer_id = l.producer_id
-                    and s.base_offsets[cardinality(s.base_offsets)] = l.base_offset)
+                    and (s.base_offsets[cardinality(s.base_offsets)] = l.base_offset
+                         or s.base_offsets[cardinality(s.base_offsets)] > l.base_offset
+                            and exists (select from topic_segment o
+                                        where o.topic_id = $1 and o.live and o.rewritten)))
             union all
             select r.partition, b.segment, r.base_offset,
                    format('producer %%s: epoch %%s, sequences %%s to %%s are remembered here, but the log '
@@ -66,6 +76,7 @@ begin
                           b.base_sequence, b.last_sequence)
             from remembered r join %I b on b.partition = r.partition and b.last_offset = r.base_offset
                  + ((r.last_sequence::int8 - r.base_sequence) & 2147483647)
+            join topic_segment g on g.topic_id = $1 and g.segment = b.segment and g.live and not g.rewritten
             where (b.base_offset, b.producer_id, b.producer_epoch, b.base_sequence, b.last_sequence)
                   is distinct from (r.base_offset, r.producer_id, r.producer_epoch, r.base_sequence,
                                     r.last_sequence)

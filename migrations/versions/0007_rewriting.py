@@ -13,6 +13,9 @@ TABLES = """
 alter table topic_segment
     add column rewritten boolean not null default false;     -- by compaction or erasure, not by appends
 
+-- It follows from cleaned_at.
+alter table topic_partition drop column compacted_to;
+
 alter table sealed_segment
     add column cleaned_at int8,                              -- ms: compacted when; null: never
     add column tombstones_until int8;                        -- ms: the last of its tombstones may go then
@@ -33,7 +36,7 @@ create table rewrite (
     gathered         int4        not null default 0,     -- sources whose keys have been read
     partition        int4        not null default -1,    -- the last batch that has been read
     last_offset      int8        not null default -1,
-    delete_horizon   int8,                               -- ms: of tombstones that are compacted the first time
+    delete_horizon   int8,                               -- ms: of tombstones compacted the first time
     erasures         int8[]      not null default '{}',  -- whose keys are left out
     records_read     int8        not null default 0,
     records_kept     int8        not null default 0,
@@ -57,7 +60,7 @@ create table erasure (
     erasure_id         int8        generated always as identity primary key,
     topic_id           int4        not null,
     topic              text        collate "C" not null,
-    key                bytea,                              -- null: done
+    key                bytea,                              -- null: removed
     key_sha256         bytea       not null,
     ends               int8[]      not null,               -- records before it, of partition p at p + 1
     requested_by       name        not null default session_user,
@@ -79,5 +82,6 @@ def downgrade() -> None:
     op.get_bind().exec_driver_sql(
         "drop table erasure, rewrite_tally, rewrite;"
         "alter table sealed_segment drop column tombstones_until, drop column cleaned_at;"
-        "alter table topic_segment drop column rewritten"
+        "alter table topic_segment drop column rewritten;"
+        "alter table topic_partition add column compacted_to int8 not null default 0"
     )

@@ -1,0 +1,141 @@
+"""Remove the records of keys that are to be erased (``logstore topic erase``)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from logstore.workers.connections import Connection, opened
+from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, advance
+
+__all__ = ["Erased", "run_once"]
+
+BUDGET_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What one run came to."""
+
+    topics: tuple[str, ...]
+    """The topics with keys that were to be erased."""
+    segments: int
+    """How many segments were searched."""
+    rewritten: int
+    """How many of these had such a key and were written anew."""
+    finished: int
+    """How many erasures are finished by this."""
+    more: bool
+    """The time was up before everything was done."""
+
+    def summary(self) -> str:
+        """In one line."""
+        return (
+            f"{self.segments} segments of {len(self.topics)} topics searched, {self.rewritten} written anew, "
+            f"{self.finished} erasures finished"
+        )
+
+
+def run_once(
+    dsn: str,
+    schema: str = "logstore",
+    *,
+    stop: threading.Event | None = None,
+    budget_s: float = BUDGET_S,
+    duty: float = DUTY,
+    max_records: int = MAX_RECORDS,
+) -> Erased:
+    """Search the topics that keys are to be erased from, and write anew the segments that have them.
+
+    The arguments are those of :func:`logstore.workers.compaction.run_once`, and so is what it promises.  An
+    erasure is finished by the first run after the old segments have been dropped (see
+    :mod:`logstore.workers.reclaim`).
+    """
+    stop = stop or threading.Event()
+    until = time.monotonic() + budget_s
+    topics: list[str] = []
+    searched = rewritten = finished = 0
+    more = False
+    with opened(dsn, schema, "erasure", LIMITS) as connection:
+        for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_erase()"):
+            if stop.is_set() or time.monotonic() >= until:
+                more = True
+                break
+            topics.append(topic)
+            run = _Run(connection, topic_id, until, stop, duty, max_records)
+            run.search()
+            searched += len(run.searched)
+            rewritten += run.rewritten
+            finished += run.finished
+            more = more or run.more
+    return Erased(tuple(topics), searched, rewritten, finished, more)
+
+
+class _Run:
+    """One topic's."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        topic_id: int,
+        until: float,
+        stop: threading.Event,
+        duty: float,
+        max_records: int,
+    ) -> None:
+        self._connection = connection
+        self._topic_id = topic_id
+        self._until = until
+        self._stop = stop
+        self._duty = duty
+        self._max_records = max_records
+        self.searched: list[int] = []
+        self.rewritten = 0
+        self.finished = 0
+        self.more = False
+
+    def search(self) -> None:
+        connection, topic_id = self._connection, self._topic_id
+        # What is to be erased has to be in closed segments.
+        while connection.value("SELECT more FROM {}.roll_for_erasure(%s)", topic_id):
+            if self._stop.is_set():
+                return
+        if not self._advance():
+            self.more = True
+            return
+        while (segment := self._next()) is not None:
+            if self._stop.is_set() or time.monotonic() >= self._until:
+                self.more = True
+                return
+            if connection.value("SELECT {}.holds_erased(%s, %s)", topic_id, segment):
+                if not connection.value("SELECT {}.start_rewrite(%s, 'erase', %s)", topic_id, [segment]):
+                    return  # somebody else has the topic's guard
+                if not self._advance():
+                    self.more = True
+                    return
+                self.rewritten += 1
+            else:
+                self.searched.append(segment)
+        self.finished = int(
+            connection.value("SELECT {}.finish_erasures(%s, %s)", topic_id, self.searched) or 0
+        )
+
+    def _next(self) -> int | None:
+        """The oldest closed segment that may have the keys and has not been searched."""
+        found = self._connection.rows(
+            "SELECT segment FROM {}.leaves_to_search(%s) WHERE closed", self._topic_id
+        )
+        return next((segment for (segment,) in found if segment not in self.searched), None)
+
+    def _advance(self) -> bool:
+        """Finish what is under way in the topic, whatever it is."""
+        return advance(
+            self._connection,
+            self._topic_id,
+            until=self._until,
+            stop=self._stop,
+            duty=self._duty,
+            max_records=self._max_records,
+        ).finished
