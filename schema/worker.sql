@@ -4,8 +4,8 @@
 
 -- Takes no lock beyond those of the rows that it writes: the worker's own (if about is given), and those of
 -- jobs that it runs, whose leases it renews. Reads the jobs; returns one row for each of jobs: when it is due
--- (in ms, as far as this worker could run it: never before another one's lease has run out), and whether it
--- is this worker's now. LS013: the server is a follower.
+-- (in ms, at most a day; never before another one's lease has run out), and whether this worker runs it now.
+-- LS013: the server is a follower.
 create or replace function worker_beat(
     worker_id text, jobs text[], running text[], lease_ms int4, about jsonb default null)
 returns table (name text, cron text, every_ms int8, paused boolean, due_in_ms int8, mine boolean, revision text)
@@ -35,9 +35,9 @@ begin
     end if;
     return query
         select j.name, j.cron, j.every_ms, j.paused,
-               greatest(0, coalesce(ceil(extract(epoch from case
+               greatest(0, coalesce(ceil(extract(epoch from least(moment + interval '1 day', case
                    when j.lease_until is not null then j.lease_until
-                   else j.next_run end - moment) * 1000), 0))::int8,
+                   else coalesce(j.next_run, moment) end) - moment) * 1000), 0))::int8,
                coalesce(j.holder = worker_beat.worker_id and j.lease_until is not null, false),
                schema_version()
         from worker_job j where j.name = any (worker_beat.jobs) order by j.name;
