@@ -40,6 +40,7 @@ INSTALL_ORDER: Final = (
     "latest",
     "tier_restore",
     "reclaim",
+    "reserve",
     "group_heartbeats",
     "group_assign",
     "group_membership",

@@ -134,7 +134,7 @@ class Connection:
             copy.shutdown(socket.SHUT_RDWR)
 
     def _run(self, query: LiteralString, args: tuple[Any, ...]) -> list[Row]:
-        text = sql.SQL(query).format(self._name) if "{}" in query else sql.SQL(query)
+        text = sql.SQL(query).format(*[self._name] * query.count("{}"))
         cursor = self.raw.execute(text, args or None)
         return cursor.fetchall() if cursor.description is not None else []
 

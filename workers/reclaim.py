@@ -13,6 +13,7 @@ from typing import Final
 
 from logstore import errors
 from logstore.workers.connections import Connection, Limits, opened
+from logstore.workers.reserve import keep, spent
 
 __all__ = ["Reclaimed", "run_once"]
 
@@ -69,6 +70,7 @@ def run_once(
         # No follower is waited for: what has to be dropped again after a failover is dropped again.
         connection.rows("SELECT set_config('synchronous_commit', 'local', false)")
         segments, freed, in_use = _segments(connection, lock_timeout_ms, stop)
+        keep(connection)
     return Reclaimed(dropped, waiting, segments, freed, in_use)
 
 
@@ -84,6 +86,9 @@ def _topics(connection: Connection, stop: threading.Event) -> tuple[tuple[int, .
             connection.apart(statement)
         except errors.LockTimeoutError:
             waiting.append(topic_id)
+        except errors.StorageFullError:
+            if not spent(connection):
+                raise
         else:
             if statement.startswith("delete"):
                 dropped.append(topic_id)
@@ -114,6 +119,10 @@ def _segments(
             # What a detach could not wait for, finalizing may not have to.
             if action != "detach":
                 in_use.append(topic_id)
+        except errors.StorageFullError:
+            # Half of it may be done: what comes next follows from what is there.
+            if not spent(connection):
+                raise
         else:
             if action == "drop":
                 segments += 1

@@ -44,6 +44,11 @@ create table dropped_segment (
     free_at     int8        not null,   -- ms: until then its table stays, for those who are reading it
     primary key (topic_id, segment)
 );
+
+-- Space for the moment when there is none: what dropping segments needs before it gives some back. Without any
+-- index or TOAST table, which emptying it would have to make anew.
+create unlogged table disk_reserve (a name, b name, c name, d name, e name, f name, g name)
+    with (autovacuum_enabled = off);
 """
 
 
@@ -53,6 +58,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
+        "drop table disk_reserve;"
         "drop table dropped_segment;"
         "alter table batches drop column delete_horizon;"
         "alter table sealed_segment drop column records;"

@@ -63,8 +63,8 @@ class Server:
         assert self.superuser_dsn is not None
         return urlunsplit(urlsplit(self.superuser_dsn)._replace(path=urlsplit(dsn).path))
 
-    def create(self, *, migrated: bool = True) -> str:
-        """Make a database, with the schema in it or empty; answer its DSN."""
+    def create(self, *, migrated: bool = True, like: str = "template1") -> str:
+        """Make a database, with the schema in it or a copy of database ``like``; answer its DSN."""
         if migrated and not self._template:
             template = f"logstore_template_{os.getpid()}"
             self._execute("DROP DATABASE IF EXISTS {}", template)
@@ -74,7 +74,7 @@ class Server:
         name = f"logstore_test_{os.getpid()}_{next(_numbers)}"
         # Copying files takes two checkpoints: half the time on servers of our own, where fsync is off.
         strategy = "FILE_COPY" if self.superuser_dsn else "WAL_LOG"
-        source = self._template if migrated else "template1"
+        source = self._template if migrated else like
         self._execute(f"CREATE DATABASE {{}} TEMPLATE {{}} STRATEGY {strategy}", name, source)
         return self.database(name)
 
