@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import psycopg
+
 from logstore import errors
 from logstore.workers.connections import Connection, Limits, opened
 
@@ -66,18 +68,24 @@ def run_once(
         leaves = connection.rows(
             "SELECT leaf, to_freeze, to_analyze FROM {}.leaves_to_tend(%s, %s)", freeze_age, most_leaves
         )
+        # What somebody has locked is passed over, with a warning.
+        warnings: list[psycopg.errors.Diagnostic] = []
+        connection.raw.add_notice_handler(warnings.append)
         began = time.monotonic()
         for leaf, freeze, analyze in leaves:
             if stop.is_set() or time.monotonic() - began > LONGEST_S:
                 more = True
                 break
             try:
-                if freeze:
-                    connection.apart(f"VACUUM (FREEZE, TRUNCATE off, SKIP_LOCKED) {leaf}")
-                    frozen.append(leaf)
-                if analyze:
-                    connection.apart(f"ANALYZE (SKIP_LOCKED) {leaf} ({COLUMNS})")
-                    analyzed.append(leaf)
+                for wanted, command, done in (
+                    (freeze, f"VACUUM (FREEZE, TRUNCATE off, SKIP_LOCKED) {leaf}", frozen),
+                    (analyze, f"ANALYZE (SKIP_LOCKED) {leaf} ({COLUMNS})", analyzed),
+                ):
+                    warnings.clear()
+                    if wanted:
+                        connection.apart(command)
+                        if not warnings:
+                            done.append(leaf)
             except errors.ServerError as error:
                 # It has been dropped since.
                 if error.details.get("sqlstate") != "42P01":
