@@ -25,6 +25,8 @@ from benchmarks.log import BenchServer, running_server
 from benchmarks.memory import memory
 from benchmarks.outbox import outbox
 from benchmarks.produce import produce
+from benchmarks.retention import retention_run
+from benchmarks.segments import segments
 from benchmarks.share import share, share_snapshot
 
 _Scenario = Callable[[BenchServer, bool, int], Section]
@@ -61,6 +63,12 @@ SCENARIOS: dict[str, _Scenario] = {
         transactions=500 if quick else 2000,
         seconds=3 if quick else 10,
         repetitions=1 if quick else n,
+    ),
+    "retention": lambda server, quick, n: retention_run(
+        server, megabytes=256 if quick else 1024, repetitions=1 if quick else n
+    ),
+    "segments": lambda server, quick, n: segments(
+        server, few=10, many=1000 if quick else 10_000, repetitions=n
     ),
     "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }

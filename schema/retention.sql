@@ -60,14 +60,15 @@ end
 $$;
 
 -- Tries the topic's guard, and the row locks of partitions that have something to go, skipping those that
--- somebody else has; reads what retention_parts() says, under the guard; where what a partition writes to has
--- to go as well makes it go on to the next segment (in an earlier call than the rest, if that has to be made
--- first); writes the new log starts, some partitions at a time: after about budget_ms, so that no append waits
--- for long, the rest is for the next call. Returns how many partitions, records and bytes went, and whether it
--- is worth while to call again at once.
+-- somebody else has (or, for one partition alone, waits for 50 ms, and raises 55P03 then); reads what
+-- retention_parts() says, under the guard; where what a partition writes to has to go as well makes it go on to
+-- the next segment (in an earlier call than the rest, if that has to be made first); writes the new log starts,
+-- some partitions at a time: after about budget_ms, so that no append waits for long, the rest is for the next
+-- call. Returns how many partitions, records and bytes went, which partitions were locked, and whether it is
+-- worth while to call again at once.
 create or replace function apply_retention(
-    topic_id int4, budget_ms int4 default 20,
-    out partitions int4, out records int8, out bytes int8, out more boolean)
+    topic_id int4, budget_ms int4 default 20, only_partition int4 default null,
+    out partitions int4, out records int8, out bytes int8, out locked int4[], out more boolean)
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -80,9 +81,17 @@ begin
     partitions := 0;
     records := 0;
     bytes := 0;
+    locked := '{}';
     more := false;
     if not pg_try_advisory_xact_lock(lock_class('guard'), id) then
         return;
+    end if;
+    -- Appends do not wait for the disk because of it: what a crash takes away is done again.
+    perform set_config('synchronous_commit', 'off', true);
+    if only_partition is not null then
+        perform set_config('lock_timeout', '50ms', true);
+        perform from topic_partition q where q.topic_id = id and q.partition = only_partition
+        for no key update;
     end if;
     select t.active_segment into active from topic t where t.topic_id = id;
     for doomed in
@@ -94,7 +103,8 @@ begin
                sum(r.bytes) filter (where r.writing) as writing_bytes,
                coalesce(bool_or(r.writing), false) as everything,
                coalesce(bool_or(r.writing and r.segment = active), false) as needs_roll
-        from retention_parts(id) r where r.reason is not null
+        from retention_parts(id) r
+        where r.reason is not null and (only_partition is null or r.partition = only_partition)
         group by r.partition
         having coalesce(bool_or(r.writing or r.reason <> 'log start'), false)
         order by bool_or(r.writing and r.segment = active) desc, r.partition
@@ -113,7 +123,10 @@ begin
         end if;
         select q.* into p from topic_partition q
         where q.topic_id = id and q.partition = doomed.partition for no key update skip locked;
-        continue when not found;
+        if not found then
+            locked := locked || doomed.partition;
+            continue;
+        end if;
         if doomed.everything and not doomed.needs_roll
            and (select e.end_offset from partition_tips(array[id], array[doomed.partition]) e)
                = doomed.log_start then
@@ -197,6 +210,7 @@ declare
 begin
     segments := 0;
     bytes := 0;
+    perform set_config('synchronous_commit', 'off', true);
     if pg_try_advisory_xact_lock(lock_class('guard'), topic_id) then
         expired := array(select e from expired_segments(topic_id) e limit at_most);
         if expired <> '{}' then
@@ -325,6 +339,7 @@ begin
     if not pg_try_advisory_xact_lock(lock_class('guard'), id) then
         return;
     end if;
+    perform set_config('synchronous_commit', 'off', true);
     select u.* into t from topic u where u.topic_id = id;
     if t.roll_at <= clock_ms() then
         if exists (select from (select array_agg(id) as ids, array_agg(q.partition) as partitions

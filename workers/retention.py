@@ -5,12 +5,16 @@ The space is given back by :mod:`logstore.workers.reclaim`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from logstore import errors
 from logstore.workers.connections import Connection, opened
+from logstore.workers.reserve import spent
 
 __all__ = ["Retained", "run_once"]
 
@@ -47,8 +51,16 @@ class Retained:
         )
 
 
-def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None = None) -> Retained:
+def run_once(
+    dsn: str,
+    schema: str = "logstore",
+    *,
+    topics: Sequence[str] = (),
+    stop: threading.Event | None = None,
+) -> Retained:
     """Apply ``cleanup.policy``, ``retention.ms`` and ``retention.bytes`` of every topic.
+
+    ``topics``: only of these.
 
     A partition's appends wait for at most about 20 ms while its start is moved; a topic that somebody else
     changes, and a partition that somebody has locked, are for the next run.  It may be killed anywhere, two
@@ -62,7 +74,14 @@ def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None
         for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_expire()"):
             if stop.is_set():
                 break
-            came_to = _topic(connection, topic_id, stop)
+            if topics and topic not in topics:
+                continue
+            try:
+                came_to = _topic(connection, topic_id, stop)
+            except errors.StorageFullError:
+                if not spent(connection):
+                    raise
+                came_to = _topic(connection, topic_id, stop)
             if any(came_to):
                 touched.append(topic)
                 totals = [total + one for total, one in zip(totals, came_to, strict=True)]
@@ -71,16 +90,30 @@ def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None
 
 def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list[int]:
     totals = [0] * 6
-    more = True
-    calls = 0
-    while more and not stop.is_set():
+    locked: list[int] = []
+
+    def apply(*one: int) -> bool:
+        nonlocal locked
         answer = connection.row(
-            "SELECT partitions, records, bytes, more FROM {}.apply_retention(%s)", topic_id
+            "SELECT partitions, records, bytes, locked, more"
+            " FROM {}.apply_retention(%s, only_partition => %s)",
+            topic_id,
+            *(one or (None,)),
         )
         assert answer is not None
-        *came_to, more = answer
-        totals[:3] = [total + one for total, one in zip(totals[:3], came_to, strict=True)]
+        *came_to, locked, more = answer
+        totals[:3] = [total + part for total, part in zip(totals[:3], came_to, strict=True)]
+        return bool(more)
+
+    calls = 1
+    while apply() and not stop.is_set():
         calls += 1
+    # Busy ones, each in a transaction of its own: nobody else waits while we do.
+    for partition in tuple(locked):
+        if stop.is_set():
+            break
+        with contextlib.suppress(errors.LockTimeoutError):
+            apply(partition)
     # It may have made a segment, to which the other partitions have to follow before the old one can go.
     more = calls > 1
     while more and not stop.is_set():

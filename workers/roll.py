@@ -7,6 +7,7 @@ expire, and for partitions that nobody writes to, which would keep an old segmen
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logstore.workers.connections import Connection, opened
@@ -28,8 +29,16 @@ class Rolled:
         return f"{len(self.topics)} topics rolled, {self.partitions} partitions moved on"
 
 
-def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None = None) -> Rolled:
+def run_once(
+    dsn: str,
+    schema: str = "logstore",
+    *,
+    topics: Sequence[str] = (),
+    stop: threading.Event | None = None,
+) -> Rolled:
     """Roll every topic whose segment is older than ``segment.ms`` (less its jitter) and has records.
+
+    ``topics``: only these.
 
     Appends to a partition wait for at most about 20 ms while it is moved; a topic that somebody else changes,
     and a partition that somebody has locked, are for the next run.  It may be killed anywhere, two at once do
@@ -37,15 +46,15 @@ def run_once(dsn: str, schema: str = "logstore", *, stop: threading.Event | None
     :func:`logstore.errors.from_server` makes of the server's errors.
     """
     with opened(dsn, schema, "roll") as connection:
-        return roll_topics(connection, stop or threading.Event())
+        return roll_topics(connection, topics, stop or threading.Event())
 
 
-def roll_topics(connection: Connection, stop: threading.Event) -> Rolled:
+def roll_topics(connection: Connection, topics: Sequence[str], stop: threading.Event) -> Rolled:
     """As :func:`run_once`, on a connection that is there."""
     rolled_topics: list[str] = []
     partitions = 0
     for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_roll()"):
-        more = True
+        more = not topics or topic in topics
         while more and not stop.is_set():
             answer = connection.row("SELECT rolled, moved, more FROM {}.roll_topic(%s)", topic_id)
             assert answer is not None

@@ -1,0 +1,169 @@
+"""What it takes to let old records go, and what appends notice of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from rich.console import Console
+
+from benchmarks import ceilings
+from benchmarks.figures import Section, median_ratio, percentile
+from benchmarks.log import BenchServer, topic_id
+from benchmarks.workload import Batch, Workload
+from logstore import Admin
+from logstore.workers import reclaim, retention
+
+__all__ = ["retention_run"]
+
+_PARTITIONS: Final = 4
+_DAY_MS: Final = 86_400_000
+_CONFIGS: Final = {
+    "segment.bytes": str(64 << 20),
+    "retention.ms": str(_DAY_MS),
+    "file.delete.delay.ms": "0",
+}
+_BATCH: Final = Batch(0, [b"key-%012d" % n for n in range(900)], [random.randbytes(1000) for _ in range(900)])
+_ONE: Final = Workload(1)
+_APPENDERS: Final = 2
+
+_console = Console(stderr=True, highlight=False)
+
+
+def retention_run(server: BenchServer, *, megabytes: int, repetitions: int) -> Section:
+    """Drop so much at once, from a topic that is written to."""
+    section = Section(
+        "Retention",
+        f"A topic of {_PARTITIONS} partitions, segment.bytes=64 MiB, with {megabytes:,} MB of records that "
+        f"have expired; {_APPENDERS} sessions append records of 100 bytes to it one by one, durably, while "
+        "the jobs retention and reclaim run once each, with their connections. p99 of the appends that began "
+        "meanwhile, or up to 0.3 s later, against those of as long just before.",
+    )
+    samples: dict[str, list[float]] = {}
+    for repetition in range(repetitions):
+        dsn = server.fresh_log("bench_retention")
+        with Admin(dsn) as admin:
+            admin.create_topic("old", partitions=_PARTITIONS, configs=_CONFIGS)
+        number = topic_id(dsn, "old")
+        _console.print(f"  [dim]{repetition + 1}/{repetitions}[/dim] filling {megabytes:,} MB")
+        _fill(dsn, number, megabytes)
+        server.checkpoint()
+        disk = _disk(dsn)
+        with _appending(dsn, number) as latencies:
+            time.sleep(4)
+            begin = time.perf_counter()
+            moved = retention.run_once(dsn)
+            middle = time.perf_counter()
+            freed = reclaim.run_once(dsn)
+            end = time.perf_counter()
+            time.sleep(2)
+        assert freed.segments >= moved.segments > 0, (moved, freed)
+        window = end - begin + 0.3
+        beside = [ms for at, ms in latencies if begin <= at < begin + window]
+        before = [ms for at, ms in latencies if begin - window <= at < begin]
+        after = [ms for at, ms in latencies if begin + window <= at < begin + 2 * window]
+        for name, value in (
+            ("moving the log starts and dropping the segments from the catalog", (middle - begin) * 1000),
+            ("dropping their tables", (end - middle) * 1000),
+            ("both", (end - begin) * 1000),
+            ("append, p99 before", percentile(before, 0.99)),
+            ("append, p99 beside", percentile(beside, 0.99)),
+            ("append, p99 after", percentile(after, 0.99)),
+            ("append, slowest before", max(before)),
+            ("append, slowest beside", max(beside)),
+            ("bytes dropped", freed.bytes / 1e6),
+            ("disk before", disk / 1e6),
+            ("disk after", _disk(dsn) / 1e6),
+            ("truncating files of that size by hand", _truncate(server, freed.bytes) * 1000),
+        ):
+            samples.setdefault(name, []).append(value)
+            _console.print(f"    {name}: {value:,.1f}")
+        server.drop_log("bench_retention")
+    for name, values in samples.items():
+        section.add(name, "MB" if name.startswith(("bytes", "disk")) else "ms", values)
+    section.at_most(f"dropping {megabytes:,} MB", 200, statistics.median(samples["both"]), "ms")
+    section.at_most(
+        "append p99: beside ÷ before",
+        1.5,
+        median_ratio(samples["append, p99 beside"], samples["append, p99 before"]),
+        "x",
+    )
+    section.at_most("slowest append beside", 50, statistics.median(samples["append, slowest beside"]), "ms")
+    section.at_most(
+        "disk: after ÷ before", 0.2, median_ratio(samples["disk after"], samples["disk before"]), "x"
+    )
+    return section
+
+
+def _fill(dsn: str, number: int, megabytes: int) -> None:
+    """Records of the day before yesterday, in segments that are closed."""
+    old = time.time_ns() // 1_000_000 - 2 * _DAY_MS
+    text = ceilings.append_text(_PARTITIONS)
+    parts = [Batch(partition, _BATCH.keys, _BATCH.values) for partition in range(_PARTITIONS)]
+    parameters = [value for part in parts for value in ceilings.encode(number, part, old)]
+    # One segment more: what the last batches lie in is not closed yet.
+    with ceilings.binary_connection(dsn) as connection:
+        cursor = connection.cursor(binary=True)
+        for _ in range((megabytes + 256) // _PARTITIONS):
+            cursor.execute(text, parameters).fetchone()
+
+
+def _truncate(server: BenchServer, size: int) -> float:
+    """How long the file system takes for it, in s: nothing that drops tables can take less."""
+    names = [(server.directory or Path(tempfile.gettempdir())) / f"truncated-{n}" for n in range(4)]
+    for name in names:
+        with name.open("wb") as file:
+            for _ in range(size // len(names) >> 20):
+                file.write(random.randbytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    begin = time.perf_counter()
+    for name in names:
+        os.truncate(name, 0)
+    elapsed = time.perf_counter() - begin
+    for name in names:
+        name.unlink()
+    return elapsed
+
+
+def _disk(dsn: str) -> float:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        row: Any = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    return float(row[0])
+
+
+@contextmanager
+def _appending(dsn: str, number: int) -> Iterator[list[tuple[float, float]]]:
+    """Sessions append meanwhile; when each append began, and how many ms it took."""
+    latencies: list[tuple[float, float]] = []
+    stop = threading.Event()
+
+    def work(partition: int) -> None:
+        text = ceilings.append_text(1)
+        one = Batch(partition, _ONE.keys, _ONE.values)
+        with ceilings.binary_connection(dsn) as connection:
+            cursor = connection.cursor(binary=True)
+            while not stop.is_set():
+                parameters = ceilings.encode(number, one, time.time_ns() // 1_000_000)
+                begin = time.perf_counter()
+                cursor.execute(text, parameters).fetchone()
+                latencies.append((begin, (time.perf_counter() - begin) * 1000))
+
+    threads = [threading.Thread(target=work, args=(partition,)) for partition in range(_APPENDERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield latencies
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
