@@ -86,7 +86,7 @@ $$;
 create or replace function check_tier_url(url text) returns void
 language plpgsql immutable set search_path from current as $$
 begin
-    if url = '' or url ~ '^[a-zA-Z][a-zA-Z0-9+.-]*(::[a-zA-Z][a-zA-Z0-9+.-]*)*://[^[:space:][:cntrl:]]+$'
+    if url = '' or url ~ '^[a-zA-Z][a-zA-Z0-9+.-]*(::[a-zA-Z][a-zA-Z0-9+.-]*)*://[^[:cntrl:]]+$'
        and url !~ '://[^/]*:[^/]*@' then
         return;
     end if;
@@ -195,16 +195,17 @@ begin atomic
 end;
 
 -- Takes no lock beyond ACCESS SHARE; reads the batches of a range of offsets (not their arrays); writes nothing;
--- returns how many records they have: what a copy of the range has to have.
+-- returns how many records they have, which a copy of the range has to have, and their size in the log.
 create or replace function records_between(
-    topic_id int4, "partition" int4, first_offset int8, last_offset int8) returns int8
+    topic_id int4, "partition" int4, first_offset int8, last_offset int8, out records int8, out bytes int8)
 language plpgsql stable security definer set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     leaf record;
-    total int8 := 0;
-    of_leaf int8;
+    part record;
 begin
+    records := 0;
+    bytes := 0;
     for leaf in
         select s.segment from sealed_segment s
         join topic_segment g on g.topic_id = s.topic_id and g.segment = s.segment and g.live
@@ -213,13 +214,13 @@ begin
           and s.first_offset <= records_between.last_offset
     loop
         execute format(
-            'select coalesce(sum(b.record_count), 0) from %I b
+            'select coalesce(sum(b.record_count), 0) as records, coalesce(sum(b.size_bytes), 0) as bytes from %I b
              where b.partition = $1 and b.last_offset between $2 and $3',
             'b_' || topic_id || '_' || leaf.segment)
-        into of_leaf using records_between.partition, records_between.first_offset, records_between.last_offset;
-        total := total + of_leaf;
+        into part using records_between.partition, records_between.first_offset, records_between.last_offset;
+        records := records + part.records;
+        bytes := bytes + part.bytes;
     end loop;
-    return total;
 end
 $$;
 

@@ -220,10 +220,11 @@ class _Topic:
             for row in self._batches(reading, partition, first, last):
                 writer.add(row)
 
-        expected = self._control.value(
-            "SELECT {}.records_between(%s, %s, %s, %s)", self._topic_id, partition, first, last
-        )
-        written = self._write(url, partition, first, last, write, expected=expected)
+        ((expected, log_bytes),) = self._control.rows(
+            "SELECT records, bytes FROM {}.records_between(%s, %s, %s, %s)",
+            self._topic_id, partition, first, last,
+        )  # fmt: skip
+        written = self._write(url, partition, first, last, write, log_bytes, expected=expected)
         self._tally.files += 1
         self._tally.records += written.records
         self._tally.bytes += written.size
@@ -290,12 +291,12 @@ class _Topic:
                 for erasure_id, count in taken.items():
                     found[erasure_id] = found.get(erasure_id, 0) + count
                 if table.num_rows:
-                    writer.add_table(
-                        table, newest, table["offset"][-1].as_py(), file.log_bytes // reader.groups
-                    )
+                    writer.add_table(table, newest, table["offset"][-1].as_py())
 
         base = file.url.rsplit("/topic=", 1)[0]
-        self._write(base, file.partition, file.first_offset, file.last_offset, write, replaces=file)
+        self._write(
+            base, file.partition, file.first_offset, file.last_offset, write, file.log_bytes, replaces=file
+        )
         self._tally.rewritten += 1
         also_local = self._control.value(
             "SELECT also_local FROM {}.remote_segments WHERE file_id = %s", file.file_id
@@ -311,6 +312,7 @@ class _Topic:
         first: int,
         last: int,
         write: Any,
+        log_bytes: int,
         *,
         expected: int | None = None,
         replaces: RemoteFile | None = None,
@@ -337,7 +339,7 @@ class _Topic:
                 )
             file = RemoteFile(
                 file_id, self._topic_id, partition, first, last, written.records, written.size,
-                written.log_bytes, written.min_timestamp, written.max_timestamp, url, written.sha256,
+                log_bytes, written.min_timestamp, written.max_timestamp, url, written.sha256,
                 written.part_ends, written.part_sha256, written.group_last_offsets,
                 written.group_max_timestamps,
             )  # fmt: skip
@@ -345,7 +347,7 @@ class _Topic:
             self._control.rows(
                 "SELECT {}.finish_copy(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 file_id, None if replaces is None else replaces.file_id, written.records, written.size,
-                written.log_bytes, written.min_timestamp, written.max_timestamp, written.sha256,
+                log_bytes, written.min_timestamp, written.max_timestamp, written.sha256,
                 written.part_ends, written.part_sha256, written.group_last_offsets,
                 written.group_max_timestamps,
             )  # fmt: skip

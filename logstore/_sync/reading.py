@@ -159,7 +159,8 @@ class _Part:
         )
         state, *rows = self._connection.run(call, timeout_s=TIMEOUT_S)
         log_start, end, local_start = state.log_start or 0, state.high_watermark or 0, state.local_start or 0
-        self._position = self.first = max(self._position, log_start)
+        asked, self._position = self._position, max(self._position, log_start)
+        self.first = self._position
         if not self._bounded:
             self._bounded = True
             self._end = end if self._end is None else min(end, self._end)
@@ -168,6 +169,8 @@ class _Part:
         if self._position < local_start:
             self._look_up()
             return []
+        if asked < local_start:
+            return []  # it was only told where the log begins by now
         if not rows:
             return None
         self._position = rows[-1].last_offset + 1

@@ -34,7 +34,6 @@ class Written:
 
     records: int
     size: int
-    log_bytes: int
     min_timestamp: int | None
     max_timestamp: int | None
     sha256: bytes
@@ -54,13 +53,12 @@ class FileWriter:
         self._last_offset = last_offset
         self._sink = _Digesting(sink)
         pa = needed("pyarrow")
-        self._columns = schema().with_metadata({f"logstore.{k}": v for k, v in (metadata or {}).items()})
         self._writer = needed("pyarrow.parquet").ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"), self._columns, **OPTIONS
+            pa.PythonFile(self._sink, mode="w"), schema(), **OPTIONS
         )
+        self._writer.add_key_value_metadata({f"logstore.{k}": v for k, v in (metadata or {}).items()})
         self._rows = Rows()
         self._records = 0
-        self._log_bytes = 0
         self._min_timestamp: int | None = None
         self._group_last_offsets: list[int] = []
         self._group_max_timestamps: list[int] = []
@@ -71,9 +69,9 @@ class FileWriter:
         if len(self._rows) >= GROUP_RECORDS or self._rows.bytes >= GROUP_BYTES:
             self._flush()
 
-    def add_table(self, table: Any, max_timestamp: int, last_offset: int, log_bytes: int) -> None:
+    def add_table(self, table: Any, max_timestamp: int, last_offset: int) -> None:
         """A row group that was read from another file."""
-        self._write(table, last_offset, max_timestamp, _min_timestamp(table), log_bytes)
+        self._write(table, last_offset, max_timestamp, _min_timestamp(table))
 
     def finish(self) -> Written:
         """Write what is left, and the footer."""
@@ -87,7 +85,6 @@ class FileWriter:
         return Written(
             records=self._records,
             size=sink.size,
-            log_bytes=self._log_bytes,
             min_timestamp=self._min_timestamp,
             max_timestamp=max(self._group_max_timestamps, default=None),
             sha256=sink.sha256.digest(),
@@ -99,24 +96,14 @@ class FileWriter:
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, Rows()
-        # A record has 24 bytes besides its key, value and headers, as in a batch.
-        self._write(
-            rows.table(),
-            rows.last_offset,
-            rows.max_timestamp,
-            rows.min_timestamp(),
-            rows.bytes + 24 * len(rows),
-        )
+        self._write(rows.table(), rows.last_offset, rows.max_timestamp, rows.min_timestamp())
 
-    def _write(
-        self, table: Any, last_offset: int, max_timestamp: int, min_timestamp: int, log_bytes: int
-    ) -> None:
-        self._writer.write_table(table.replace_schema_metadata(self._columns.metadata), len(table))
+    def _write(self, table: Any, last_offset: int, max_timestamp: int, min_timestamp: int) -> None:
+        self._writer.write_table(table, len(table))
         self._sink.end_part()
         self._group_last_offsets.append(last_offset)
         self._group_max_timestamps.append(max_timestamp)
         self._records += len(table)
-        self._log_bytes += log_bytes
         if self._min_timestamp is None or min_timestamp < self._min_timestamp:
             self._min_timestamp = min_timestamp
 

@@ -24,7 +24,7 @@ def default_location() -> str:
     from platformdirs import user_data_dir
 
     home = os.environ.get("LOGSTORE_HOME") or user_data_dir("logstore")
-    return (Path(home).absolute() / "tier").as_uri()
+    return f"file://{Path(home).expanduser().absolute() / 'tier'}"  # fsspec takes it as it is, unquoted
 
 
 def display(url: str) -> str:
