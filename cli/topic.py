@@ -10,6 +10,7 @@ import click
 
 from logstore.cli.arguments import assignments, confirm, topic_argument, yes_option
 from logstore.cli.clients import open_admin
+from logstore.cli.erase import erase
 from logstore.cli.extent import extents
 from logstore.cli.output import Column, counted, human_count, print_json, print_rows
 from logstore.cli.root import Group, connection_options, output_option, settings
@@ -248,6 +249,9 @@ def delete(topics: Sequence[str], if_exists: bool, yes: bool) -> None:
         return
     for name in wanted:
         click.echo(f"{name}: deleted")
+
+
+topic.add_command(erase)
 
 
 def _reclaim(dsn: str | None) -> None:

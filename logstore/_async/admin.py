@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from logstore._async.concurrency import Mutex, start_at_once
 from logstore._async.driver import Connection
+from logstore._async.erasure_admin import ErasureAdmin
 from logstore._async.group_admin import GroupAdmin
 from logstore._async.quota_admin import QuotaAdmin
 from logstore._async.session import Session
@@ -19,6 +20,7 @@ from logstore._async.tiered import resolved
 from logstore._async.transaction_admin import TransactionAdmin
 from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
+from logstore._core.key_calls import KeyCalls
 from logstore._core.quota_calls import QuotaCalls
 from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
@@ -49,7 +51,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class AsyncAdmin(GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
+class AsyncAdmin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
     """Creates, describes, alters and deletes topics and groups, and sets quotas.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -81,6 +83,7 @@ class AsyncAdmin(GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
         )
         self._calls = self._session.calls
         self._group_calls = GroupCalls(config.schema)
+        self._key_calls = KeyCalls(config.schema)
         self._quota_calls = QuotaCalls(config.schema)
         self._share_calls = ShareCalls(config.schema)
         self._transaction_calls = TransactionCalls(config.schema)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from logstore._async.concurrency import Lock, breathe, start_at_once
 from logstore._async.fetcher import Fetcher
 from logstore._async.group import Group, waiting_in
+from logstore._async.key_lookup import KeyLookup
 from logstore._async.measured import Measured
 from logstore._async.processing import Processing
 from logstore._async.session import Session
@@ -45,7 +46,7 @@ __all__ = ["AsyncConsumer"]
 T = TypeVar("T")
 
 
-class AsyncConsumer(Processing, Measured):
+class AsyncConsumer(Processing, KeyLookup, Measured):
     """Reads records from topics.
 
     ::

@@ -12,12 +12,14 @@ from typing import Any, Self, TypeVar
 
 from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
+from logstore._core.key_calls import KeyCalls
 from logstore._core.quota_calls import QuotaCalls
 from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
 from logstore._core.transaction_calls import TransactionCalls
 from logstore._sync.concurrency import Mutex, start_at_once
 from logstore._sync.driver import Connection
+from logstore._sync.erasure_admin import ErasureAdmin
 from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.quota_admin import QuotaAdmin
 from logstore._sync.session import Session
@@ -50,7 +52,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class Admin(GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
+class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
     """Creates, describes, alters and deletes topics and groups, and sets quotas.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -82,6 +84,7 @@ class Admin(GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
         )
         self._calls = self._session.calls
         self._group_calls = GroupCalls(config.schema)
+        self._key_calls = KeyCalls(config.schema)
         self._quota_calls = QuotaCalls(config.schema)
         self._share_calls = ShareCalls(config.schema)
         self._transaction_calls = TransactionCalls(config.schema)

@@ -19,6 +19,7 @@ from logstore._core.topic_name import check_topic_name
 from logstore._sync.concurrency import Lock, breathe, start_at_once
 from logstore._sync.fetcher import Fetcher
 from logstore._sync.group import Group, waiting_in
+from logstore._sync.key_lookup import KeyLookup
 from logstore._sync.measured import Measured
 from logstore._sync.processing import Processing
 from logstore._sync.session import Session
@@ -46,7 +47,7 @@ __all__ = ["Consumer"]
 T = TypeVar("T")
 
 
-class Consumer(Processing, Measured):
+class Consumer(Processing, KeyLookup, Measured):
     """Reads records from topics.
 
     ::
