@@ -180,6 +180,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "retention": ("retention:retention", "See what becomes of old records; let them go now."),
             "delete-records": ("delete_records:delete_records", "Delete the oldest records of a topic."),
             "tier": ("tier:tier", "List, check and bring back segments that are kept as Parquet files."),
+            "quota": ("quotas:quota", "Limit how many bytes a second clients produce and fetch."),
             "sql": ("sql:sql", "Query the log with SQL."),
         },
         "Server": {

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from logstore._sync.producer import Producer
     from logstore._sync.reading import read
     from logstore._sync.share_consumer import ShareConsumer
+    from logstore.quotas import ClientQuotaEntity
     from logstore.records import (
         BatchMetadata,
         ConsumerGroupMetadata,
@@ -58,6 +59,7 @@ __all__ = [
     "AsyncStagedFuture",
     "BatchMetadata",
     "BulkFuture",
+    "ClientQuotaEntity",
     "Consumer",
     "ConsumerGroupMetadata",
     "ConsumerRebalanceListener",
@@ -91,6 +93,7 @@ _HOMES: Final = {
     "AsyncStagedFuture": "_async.futures:StagedFuture",
     "BatchMetadata": "records:BatchMetadata",
     "BulkFuture": "_sync.futures:BulkFuture",
+    "ClientQuotaEntity": "quotas:ClientQuotaEntity",
     "Consumer": "_sync.consumer:Consumer",
     "ConsumerGroupMetadata": "records:ConsumerGroupMetadata",
     "ConsumerRebalanceListener": "_core.listener:ConsumerRebalanceListener",

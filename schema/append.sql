@@ -6,10 +6,10 @@
 -- synchronous_commit=off, 1 local, -1 on, null: as the session has it, 2: the same, and limits are not looked
 -- at again (the records were checked when they were staged), 3: like -1, for what the log writes by itself.
 -- With 2 and 3 it counts against no quota; otherwise it takes that bucket's lock for a moment, charges it
--- and, if the quota is used up then, appends to the answer for how many ms nothing more is to be sent. Several in one statement have to be in
--- ascending order of (topic_id, partition). With a producer id, a batch that is in the log already is not
--- written again: its first answer is repeated, and since the lock is in the write-ahead log, the commit waits
--- for what acks says as if it had written. LS001 no such partition, LS007 too large, LS008 a time stamp out
+-- and, if the quota is used up then, adds to the answer for how many ms nothing more is to be sent. Several
+-- in one statement have to be in ascending order of (topic_id, partition). With a producer id, a batch that
+-- is in the log already is not written again: its first answer is repeated, and since the lock is in the
+-- write-ahead log, the commit waits for what acks says as if it had written. LS001 no such partition, LS007 too large, LS008 a time stamp out
 -- of range, LS009 too few replicas, LS010 arrays that do not fit each other, LS012 acks or isolation level,
 -- LS013 another leader epoch, LS014 an old epoch of the producer, LS015 sequences are missing, LS016 a
 -- sequence from long ago, LS059 the quota has been used up for long.
@@ -59,7 +59,7 @@ begin
     end if;
     if acks = 3 then
         acks := -1;
-    elsif acks is distinct from 2 and exists (select from quota) then
+    elsif acks is distinct from 2 and quotas_on() then
         over_ms := nullif(charge_quota('produce', size, true), 0);
     end if;
     if acks between -1 and 1 then

@@ -115,7 +115,7 @@ declare
     remaining int8 := max_bytes;
     begun boolean := false;
     got int8;
-    metered constant boolean := exists (select from quota);
+    metered constant boolean := quotas_on();
     sent int8 := 0;
 begin
     if metered then

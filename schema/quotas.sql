@@ -1,9 +1,16 @@
 -- Quotas: how many bytes a second of records an entity may produce and fetch.
 --
--- An entity has one bucket for each kind of quota, however many connections it has. A bucket is an unlogged
--- sequence whose value says until when its rate is used up, in ns since the epoch. A sequence is changed in
--- place and outside of transactions: it leaves no dead row behind, it is not written to the write-ahead log,
--- and nobody holds it until a commit. Its name is made of the quota, so a quota that is changed begins anew.
+-- An entity has one bucket for each kind of quota, however many connections it has. A bucket is an
+-- unlogged sequence whose value says until when its rate is used up, in ns since the epoch. A sequence is
+-- changed in place and outside of transactions: it leaves no dead row behind, it is not written to the
+-- write-ahead log, and nobody holds it until a commit. Its name is made of the quota, so a quota that is
+-- changed begins anew.
+
+-- Takes no lock, reads a sequence, writes nothing, returns whether a quota has ever been set; to be
+-- inlined.
+create or replace function quotas_on() returns boolean
+language sql stable
+return pg_catalog.pg_sequence_last_value('quota_switch'::regclass) is not null;
 
 -- Takes no lock, reads and writes nothing, returns the name of a bucket; to be inlined.
 create or replace function quota_bucket(kind text, role text, client_id text, rate int8) returns text
@@ -12,14 +19,14 @@ return 'quota_' || pg_catalog.left(
     pg_catalog.md5(pg_catalog.jsonb_build_array(kind, role, client_id, rate)::text), 24);
 
 -- Takes no lock; reads the quotas; writes nothing; returns the most specific one of a kind ('produce' or
--- 'fetch') that applies to this session, by its role and its application_name, and the name of its bucket; no
--- row: none does. role and client_id are those that share the bucket, '' if it is shared by all of them.
+-- 'fetch') that applies to this session, by its role and its application_name, and the name of its
+-- bucket; no row: none does. role and client_id are those that share the bucket, '' if it is shared by
+-- all of them. To be inlined.
 create or replace function quota_of(kind text)
 returns table (role text, client_id text, rate int8, bucket text)
-language sql stable set search_path from current
+language sql stable
 begin atomic
-    select u.role, u.client_id, u.rate,
-           'quota_' || left(md5(jsonb_build_array(kind, u.role, u.client_id, u.rate)::text), 24)
+    select u.role, u.client_id, u.rate, quota_bucket(kind, u.role, u.client_id, u.rate)
     from (select case q.role when '' then '' else s.role end as role,
                  case q.client_id when '' then '' else s.client_id end as client_id,
                  case kind when 'produce' then q.producer_byte_rate
@@ -37,30 +44,33 @@ begin atomic
     limit 1;
 end;
 
--- Takes no lock, reads and writes nothing, returns until when (ns since the epoch) a rate is used up, that was
--- so until used_until (null: never used), when bytes more are used at now_ms. What an entity leaves unused for
--- a second it may use later, but no more than that. An hour is the longest; a time beyond it was written by
--- a clock that has been put back since, and does not count.
+-- Takes no lock, reads and writes nothing, returns until when (ns since the epoch) a rate is used up,
+-- that was so until used_until (null: never used), when bytes more are used at now_ms. What an entity
+-- leaves unused for a second it may use later, but no more than that. An hour is the longest; a time
+-- beyond it was written by a clock that has been put back since, and does not count.
 create or replace function quota_used_until(used_until int8, now_ms int8, bytes int8, rate int8)
 returns int8
 language sql immutable
-return greatest(case when used_until <= now_ms * 1000000 + 3600000000000 then used_until end,
-                (now_ms - 1000) * 1000000)
-    + least(ceil(greatest(bytes, 0) * 1e9::float8 / rate), 3590e9)::int8;
+return least(
+    greatest(case when used_until <= now_ms * 1000000 + 3600000000000 then used_until end,
+             (now_ms - 1000) * 1000000)
+        + least(ceil(greatest(bytes, 0) * 1e9::float8 / rate), 3601e9)::int8,
+    now_ms * 1000000 + 3600000000000);
 
--- Takes no lock, reads and writes nothing, returns how many ms there are from now_ms until used_until, rounded
--- up; 0 when it is over, and when the clock has been put back since it was written.
+-- Takes no lock, reads and writes nothing, returns how many ms there are from now_ms until used_until,
+-- rounded up; 0 when it is over, and when the clock has been put back since it was written.
 create or replace function throttle_ms(used_until int8, now_ms int8) returns int4
 language sql immutable
 return case when used_until > now_ms * 1000000 and used_until <= now_ms * 1000000 + 3600000000000
             then ceil((used_until - now_ms * 1000000) / 1e6::float8)::int4 else 0 end;
 
 -- Takes the bucket's advisory lock, and releases it before it returns; reads the quotas and the bucket;
--- changes the bucket (at first use: makes it, unless another transaction is about to) and returns for how many
--- ms the session's entity then has used up its quota of a kind: it is to send nothing until then; 0 if it has
--- no quota or keeps it. The change stays if the transaction is rolled back. LS059, with refusing: it was used
--- up for more than ten seconds before, so whoever asks has not kept to it. Where nothing can be written, on a
--- follower and in a read-only transaction, it returns how long these bytes alone take.
+-- changes the bucket (at first use: makes it, unless another transaction is about to) and returns for how
+-- many ms the session's entity then has used up its quota of a kind: it is to send nothing until then; 0
+-- if it has no quota or keeps it. The change stays if the transaction is rolled back. LS059, with
+-- refusing: it was used up for more than ten seconds before, so whoever asks has not kept to it. Where
+-- nothing can be written, on a follower and in a read-only transaction, it returns how long these bytes
+-- alone take.
 create or replace function charge_quota(kind text, bytes int8, refusing boolean) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -74,7 +84,7 @@ begin
         return 0;
     end if;
     if pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' then
-        return least(ceil(greatest(bytes, 0) * 1000::float8 / quota.rate), 3590000);
+        return least(ceil(greatest(bytes, 0) * 1000::float8 / quota.rate), 3600000);
     end if;
     if to_regclass(quota.bucket) is null
        and not add_quota_bucket(kind, quota.role, quota.client_id, quota.rate, quota.bucket) then
@@ -129,9 +139,9 @@ begin
 end
 $$;
 
--- Takes no lock, reads the quotas and the bucket, writes nothing, returns for how many ms the session's entity
--- has used up its quota of a kind; rate is the quota, null if it has none. LS059, with refusing: for more
--- than ten seconds.
+-- Takes no lock, reads the quotas and the bucket, writes nothing, returns for how many ms the session's
+-- entity has used up its quota of a kind; rate is the quota, null if it has none. LS059, with refusing:
+-- for more than ten seconds.
 create or replace function quota_state(
     kind text, refusing boolean default false, out rate int8, out throttle_time_ms int4)
 language plpgsql stable security definer set search_path from current as $$
@@ -153,8 +163,9 @@ begin
 end
 $$;
 
--- Tries an advisory lock, to the end of the transaction, and if another transaction has it, does nothing and
--- returns false: nobody waits for whoever is first. Else makes a bucket, with a comment that says whose it is.
+-- Tries an advisory lock, to the end of the transaction, and if another transaction has it, does nothing
+-- and returns false: nobody waits for whoever is first. Else makes a bucket, with a comment that says
+-- whose it is.
 create or replace function add_quota_bucket(kind text, role text, client_id text, rate int8, bucket text)
 returns boolean
 language plpgsql volatile set search_path from current as $$
@@ -164,6 +175,7 @@ begin
     end if;
     if to_regclass(bucket) is null then
         execute format('create unlogged sequence %I', bucket);
+        perform setval(bucket::regclass, quota_used_until(null, clock_ms(), 0, rate));
         execute format('comment on sequence %I is %L', bucket,
             jsonb_build_object('kind', kind, 'role', role, 'client_id', client_id, 'rate', rate));
     end if;
@@ -171,11 +183,11 @@ begin
 end
 $$;
 
--- Takes the row lock of the entity's quotas; writes that row; makes the buckets that it needs for sure; returns
--- nothing. role and client_id: whom it is for; null or '': any; '<default>': every one that has none of its
--- own. rates: {"producer_byte_rate": bytes a second or null, ...}; null takes one away, one that is not
--- named stays. It counts from the commit on. LS012: no such entity is possible; LS004: no such quota is; 42501:
--- the caller may not act as the owner of the log.
+-- Takes the row lock of the entity's quotas; writes that row; makes the buckets that it needs for sure;
+-- returns nothing. role and client_id: whom it is for; null or '': any; '<default>': every one that has
+-- none of its own. rates: {"producer_byte_rate": bytes a second or null, ...}; null takes one away, one
+-- that is not named stays. It counts from the commit on. LS012: no such entity is possible; LS004: no
+-- such quota is; 42501: the caller may not act as the owner of the log.
 create or replace function alter_client_quota(role text, client_id text, rates jsonb) returns void
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
@@ -219,6 +231,7 @@ begin
         end if;
     end loop;
 
+    perform setval('quota_switch', 1);
     insert into quota as q (role, client_id, producer_byte_rate, consumer_byte_rate)
     values (entity_role, entity_client, (rates ->> 'producer_byte_rate')::numeric::int8,
             (rates ->> 'consumer_byte_rate')::numeric::int8)
@@ -240,9 +253,9 @@ begin
 end
 $$;
 
--- For each of at most max_count buckets that nobody has charged for an hour, tries its advisory lock and takes
--- its table lock, ACCESS EXCLUSIVE, waiting a moment at most, both to the end of the transaction; reads the
--- sequences, drops these, returns how many. With a default quota every client id has a bucket.
+-- For each of at most max_count buckets that nobody has charged for an hour, tries its advisory lock and
+-- takes its table lock, ACCESS EXCLUSIVE, waiting a moment at most, both to the end of the transaction;
+-- reads the sequences, drops these, returns how many. With a default quota every client id has a bucket.
 create or replace function expire_quota_buckets(max_count int4 default 100) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -252,10 +265,12 @@ begin
     perform set_config('lock_timeout', '200ms', true);
     for bucket in
         select c.oid, c.relname as name from pg_catalog.pg_class c
-        where c.relnamespace = (select q.relnamespace from pg_catalog.pg_class q where q.oid = 'quota'::regclass)
+        where c.relnamespace = (select q.relnamespace from pg_catalog.pg_class q
+                                where q.oid = 'quota'::regclass)
           and c.relkind = 'S' and c.relname ~ '^quota_[0-9a-f]{24}$'
     loop
         exit when dropped >= max_count;
+        -- One without a value has lost it in a crash of the server.
         continue when pg_sequence_last_value(bucket.oid) / 1000000 > clock_ms() - 3600000;
         continue when not pg_try_advisory_xact_lock(lock_class('quota'), hashtext(bucket.name));
         continue when pg_sequence_last_value(bucket.oid) / 1000000 > clock_ms() - 3600000;
@@ -276,10 +291,12 @@ select nullif(q.role, '') as role, nullif(q.client_id, '') as client_id, q.produ
        q.consumer_byte_rate
 from quota q;
 
--- Who has used a quota lately, and for how long it is used up.
+-- Who has used a quota lately, and for how long it is used up. The bucket of one that was changed does
+-- not count.
 create or replace view quota_usage as
 select nullif(d.entity ->> 'role', '') as role, nullif(d.entity ->> 'client_id', '') as client_id,
-       case d.entity ->> 'kind' when 'produce' then 'producer_byte_rate' else 'consumer_byte_rate' end as quota,
+       case d.entity ->> 'kind' when 'produce' then 'producer_byte_rate'
+                                else 'consumer_byte_rate' end as quota,
        (d.entity ->> 'rate')::int8 as rate,
        throttle_ms(case when not pg_catalog.pg_is_in_recovery()
                         then pg_catalog.pg_sequence_last_value(d.bucket) end, clock_ms()) as throttle_time_ms
@@ -287,4 +304,10 @@ from (select c.oid as bucket, pg_catalog.obj_description(c.oid, 'pg_class')::jso
       from pg_catalog.pg_class c
       where c.relnamespace = (select q.relnamespace from pg_catalog.pg_class q
                               where q.oid = 'quota'::regclass)
-        and c.relkind = 'S' and c.relname ~ '^quota_[0-9a-f]{24}$') d;
+        and c.relkind = 'S' and c.relname ~ '^quota_[0-9a-f]{24}$') d
+where exists (
+    select from quota q
+    where q.role in (d.entity ->> 'role', '<default>')
+      and q.client_id in (d.entity ->> 'client_id', '<default>')
+      and case d.entity ->> 'kind' when 'produce' then q.producer_byte_rate else q.consumer_byte_rate end
+          = (d.entity ->> 'rate')::int8);

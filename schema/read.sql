@@ -51,7 +51,7 @@ declare
     batch batches;
     start_offset int8;
     stop_offset int8;
-    metered constant boolean := exists (select from quota);
+    metered constant boolean := quotas_on();
     sent int8 := 0;
 begin
     if metered then

@@ -90,7 +90,7 @@ begin
                 'message.timestamp.after.max.ms', t.after_max), null);
     end if;
 
-    if exists (select from quota) then
+    if quotas_on() then
         perform charge_quota('produce', size, true);
     end if;
     rings := coalesce(current_setting(flag, true), '') = '';

@@ -28,6 +28,7 @@ def commands(
 
 ALL = [pytest.param(path, command, id=" ".join(path)) for path, command in commands()]
 EXPECTED = {
+    "quota set", "quota list", "quota remove",
     "topic create", "topic list", "topic describe", "topic alter", "topic add-partitions",
     "topic delete", "group list", "group describe", "group lag", "group reset-offsets", "group delete",
     "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
