@@ -54,7 +54,10 @@ begin atomic
         (16, 'claims', false, 'Nothing was committed under a claim that there never was.',
             'Restore group_claim and group_offset from the same backup.'),
         (17, 'share', false, 'What share groups have in flight lies in their windows, once.',
-            'Stop the members, then `logstore share reset-offsets`.')
+            'Stop the members, then `logstore share reset-offsets`.'),
+        (18, 'files', false, 'What is not in PostgreSQL is in files, without a hole (not read here).',
+            'The catalog of files was changed by hand: restore remote_segment from a backup, or the offsets are '
+            'lost. `logstore tier verify` reads the files.')
     ) c (ordinal, "check", warning, holds, advice);
 end;
 
@@ -216,15 +219,12 @@ begin atomic
         where chain.first_offset < chain.expected
            or chain.first_offset > chain.expected and chain.first_offset > greatest(p.log_start, p.local_start)
         union all
-        -- What lies below the log start may be gone; until the first segment is, nothing may.
+        -- What lies below the log start may be gone.
         select 'sealed', chain.partition, chain.segment,
                format('the first offset there is is %s, but the log starts at %s', chain.first_offset,
-                      case when exists (select from s where s.segment = 0) then 0
-                           else greatest(p.log_start, p.local_start) end)
+                      greatest(p.log_start, p.local_start))
         from chain join p on p.partition = chain.partition
-        where chain.expected is null
-          and chain.first_offset > case when exists (select from s where s.segment = 0) then 0
-                                        else greatest(p.log_start, p.local_start) end
+        where chain.expected is null and chain.first_offset > greatest(p.log_start, p.local_start)
         union all
         select 'watermark', e.partition, e.segment,
                format('the log starts at %s and ends at %s', e.log_start, e.end_offset)

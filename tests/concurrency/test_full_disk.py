@@ -1,4 +1,4 @@
-"""A disk with no room left: appends are refused and nothing is lost; retention makes room, and all goes on."""
+"""A disk with no room left: appends are refused and nothing is lost; retention makes room, all goes on."""
 
 from __future__ import annotations
 

@@ -16,13 +16,7 @@ CLEANING: Final = ("roll", "retention", "compaction", "erasure", "reclaim")
 
 def run(dsn: str, *names: str, **options: Any) -> list[Any]:
     """Run each job once; what they say."""
-    from importlib.util import find_spec
-
-    return [
-        import_module(f"logstore.workers.{name}").run_once(dsn, **options)
-        for name in names
-        if find_spec(f"logstore.workers.{name}")
-    ]
+    return [import_module(f"logstore.workers.{name}").run_once(dsn, **options) for name in names]
 
 
 def settle(dsn: str, jobs: Sequence[str] = CLEANING, *, rounds: int = 20) -> None:
@@ -46,8 +40,8 @@ def state(dsn: str) -> list[Any]:
                 "SELECT topic_id, segment, live FROM topic_segment ORDER BY 1, 2",
                 "SELECT topic_id, partition, segment, first_offset, last_offset, bytes FROM sealed_segment"
                 " ORDER BY 1, 2, 5",
-                "SELECT p.topic_id, p.partition, p.segment, p.log_start, compacted_to(p) FROM topic_partition p"
-                " ORDER BY 1, 2",
+                "SELECT p.topic_id, p.partition, p.segment, p.log_start, compacted_to(p)"
+                " FROM topic_partition p ORDER BY 1, 2",
                 "SELECT topic_id, segment FROM dropped_segment ORDER BY 1, 2",
                 "SELECT topic_id FROM deleted_topic ORDER BY 1",
                 "SELECT relname FROM pg_class WHERE relname ~ '^b_' AND relkind IN ('r', 'p') ORDER BY 1",

@@ -132,14 +132,16 @@ def _tell(session: Session, clock: Clock, size: int) -> None:
     fill(deleted, 1, 12)
     session.execute("SELECT delete_records('deleted', 0, -1), delete_records('deleted', 1, 33)")
     keyed = create(
-        "keyed", 2, segment_bytes=1200, segment_ms=HOUR_MS, cleanup_policy="compact", min_cleanable_dirty_ratio=0,
-        delete_retention_ms=0,
+        "keyed", 2, segment_bytes=1200, segment_ms=HOUR_MS, cleanup_policy="compact",
+        min_cleanable_dirty_ratio=0, delete_retention_ms=0,
     )  # fmt: skip
     fill(keyed, 0, 14, keyed=True)
     fill(keyed, 1, 6, keyed=True)
+    # One key is to be forgotten.
+    session.execute("SELECT erase_key('keyed', 'k3')")
     both = create(
-        "both", 1, segment_bytes=1200, segment_ms=HOUR_MS, cleanup_policy="compact,delete", min_cleanable_dirty_ratio=0,
-        retention_ms=2 * HOUR_MS,
+        "both", 1, segment_bytes=1200, segment_ms=HOUR_MS, cleanup_policy="compact,delete",
+        min_cleanable_dirty_ratio=0, retention_ms=2 * HOUR_MS,
     )  # fmt: skip
     fill(both, 0, 8, age=DAY_MS, keyed=True)
     fill(both, 0, 8, keyed=True)
@@ -172,7 +174,9 @@ def _check(before: dict[str, dict[int, list[Record]]], after: dict[str, dict[int
             newest_of = {record.key: record for record in records}
             oldest = after[topic][partition][0].offset
             for record in newest_of.values():
-                if record.value is not None and (topic == "keyed" or record.offset >= oldest):
+                if topic == "keyed" and record.key == b"k3":
+                    assert all(each.key != b"k3" for each in after[topic][partition])
+                elif record.value is not None and (topic == "keyed" or record.offset >= oldest):
                     assert record in after[topic][partition], f"{topic} lost the last value of {record.key!r}"
             assert len(after[topic][partition]) < len(records)
 

@@ -7,9 +7,10 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -57,6 +58,9 @@ class Proxy:
         self._strikes: list[_Strike] = []
         self.cuts = 0
         """How many answers were withheld, and requests lost."""
+        self.on_request: Callable[[bytes, Callable[[], None]], None] | None = None
+        """Called instead of passing on what a client has sent: with that, and with what passes it on.  A
+        ConnectionError that it raises ends the connection."""
         self._closed = False
         self._flowing = threading.Event()
         self._flowing.set()
@@ -155,6 +159,9 @@ class Proxy:
                 data = source.recv(CHUNK)
                 if not data:
                     return
+                if source is client and self.on_request is not None:
+                    self.on_request(data, partial(key.data.sendall, data))
+                    continue
                 with self._lock:
                     text = self._cut_before_answer_to
                 if source is client:

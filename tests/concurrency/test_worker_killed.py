@@ -1,0 +1,24 @@
+"""The worker is killed, or loses its session or its server, in the middle of a job; another finishes it."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from tests.support.log_story import told
+from tests.support.servers import Server, embedded
+from tests.support.worker_killed import Blow, points, strike_each
+
+
+def test_whatever_the_worker_was_doing(server: Server) -> None:
+    blows = (Blow.AFTER, Blow.SESSION, Blow.BEFORE)
+    with told(server) as story:
+        results = list(islice(strike_each(story, points(blows, 13, 9)), 10))
+    assert sum(result.struck for result in results) >= 9
+    assert [str(result) for result in results if result.wrong] == []
+
+
+def test_the_server_is_killed_under_the_worker() -> None:
+    with embedded() as server, told(server) as story:
+        results = list(islice(strike_each(story, points([Blow.SERVER], 40, 25)), 2))
+    assert [result.struck for result in results] == [True, True]
+    assert [str(result) for result in results if result.wrong] == []

@@ -1,0 +1,11 @@
+"""Two workers at once, one of which is killed now and then, beside producers and consumers."""
+
+from __future__ import annotations
+
+from tests.support.worker_chaos import Plan, run
+
+
+def test_workers_beside_producers_and_consumers(database: str) -> None:
+    outcome = run(database, Plan(batches=150, kills=3))
+    assert outcome.problems == []
+    assert outcome.acknowledged == 900
