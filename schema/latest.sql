@@ -54,14 +54,15 @@ $$;
 
 -- Takes no lock, reads and writes nothing, returns the query that finds the batches of a leaf that may have a key,
 -- the last ones first: of one partition the last few, which have the keys that are in almost every batch, and then
--- those that the index names. Its parameters: the key's bucket as an array, the partition (null: any), how many.
+-- those that the index of keys names (and no other index: the condition on the partition is put so that none fits).
+-- Its parameters: the key's bucket as an array, the partition (null: any), how many.
 create or replace function latest_query(leaf text) returns text
 language sql immutable set search_path from current
 return format('(select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas from %1$I b
                 where b.partition = $2 order by b.last_offset desc limit $3)
                union all
                (select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas from %1$I b
-                where key_buckets(b.keys) @> $1 and ($2 is null or b.partition = $2)
+                where key_buckets(b.keys) @> $1 and coalesce(b.partition = $2, true)
                 order by b.append_time desc, b.last_offset desc)', leaf);
 
 -- Takes no lock, reads and writes nothing, returns where the key is the last time in the array, null: nowhere.
@@ -77,7 +78,8 @@ create or replace function latest_offset(topic text, key bytea, "partition" int4
     out found_partition int4, out found_offset int8)
 returns setof record
 language plpgsql stable security definer set search_path from current
-set enable_seqscan = off set jit = off as $$
+-- The last batches come from the index in their order; only what the index of keys finds is sorted.
+set enable_seqscan = off set enable_sort = off set jit = off as $$
 declare
     t topic;
     bucket constant int4[] := key_buckets(array[key]);

@@ -386,6 +386,6 @@ $$;
 
 -- What is being written anew, and how far it has come.
 create or replace view rewrites as
-select t.topic_id, t.name as topic, r.kind, r.phase, cardinality(r.merged) + cardinality(r.sources) as segments_left,
+select t.topic_id, t.name as topic, r.kind, r.phase, cardinality(r.merged || r.sources) as segments_left,
        r.records_read, r.records_kept, r.bytes_read, r.bytes_kept, r.started_at
 from rewrite r join topic t on t.topic_id = r.topic_id;

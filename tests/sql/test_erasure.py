@@ -1,0 +1,120 @@
+"""The right to erasure."""
+
+from __future__ import annotations
+
+import hashlib
+
+from logstore.workers import compaction, erasure, reclaim
+from tests.support.clock import Clock
+from tests.support.compacting import all_records, audit, close_segments, create, keyed, start
+from tests.support.sqllog import NOW_MS, Session, append, refused, rows, value
+
+STATE = "SELECT state, records, key_sha256 FROM erasures ORDER BY erasure_id"
+
+
+def holding(session: Session, secret: bytes) -> list[str]:
+    """The tables of the log that have the bytes in a row, live or not."""
+    found = []
+    for (table,) in rows(
+        session, "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relname ~ '^b_'"
+    ):
+        query = f"SELECT count(*) FROM {table} t WHERE position(%s IN t::text) > 0"  # noqa: S608 (our own)
+        if value(session, query, secret.hex()):
+            found.append(table)
+    return found
+
+
+def test_a_key_goes_from_the_whole_log(session: Session, log_dsn: str) -> None:
+    topic_id = create(
+        session, partitions=2, cleanup_policy="delete", segment_bytes="2000", file_delete_delay_ms="0"
+    )
+    for number in range(30):
+        append(
+            session,
+            topic_id,
+            [b"1", b"secret-%d" % number, None, b"3"],
+            number % 2,
+            keys=[b"k%d" % (number % 3), b"alice", None, b"other"],
+            timestamps=[NOW_MS, NOW_MS + 9, NOW_MS - 5, NOW_MS + 3],
+            headers=[(1, "a", b"1"), (2, "b", b"secret"), (2, "c", None), (4, "d", b"4"), (4, "d", b"5")],
+        )
+    before = all_records(session)
+    session.execute("SELECT erase_key('t', 'alice'::text)")
+    append(session, topic_id, [b"after"], keys=[b"alice"])
+    sha256 = hashlib.sha256(b"alice").hexdigest()
+    assert rows(session, STATE) == [("pending", 0, sha256)]
+
+    first = erasure.run_once(log_dsn)
+    assert first.rewritten > 1 and not first.more
+    left = all_records(session)
+    assert [each for each in left if each[3] != b"after"] == [each for each in before if each[2] != b"alice"]
+    assert [each[3] for each in left if each[2] == b"alice"] == [b"after"]
+    assert audit(session, topic_id) == []
+    assert rows(session, STATE) == [("removed", 30, sha256)]
+    assert holding(session, b"secret"), "the old tables are still there, for those who read them"
+
+    assert reclaim.run_once(log_dsn).segments == first.rewritten
+    assert erasure.run_once(log_dsn).finished == 1
+    assert rows(session, STATE) == [("finished", 30, sha256)]
+    assert holding(session, b"secret") == []
+    assert value(session, "SELECT count(*) FROM erasure WHERE key IS NOT NULL") == 0
+    assert rows(session, "SELECT requested_by = session_user FROM erasures") == [(True,)]
+    # Offsets stay valid, those of erased records too.
+    assert value(session, "SELECT count(*) FROM read('t', 0, 1, 2)") == 0
+    fetched = 'SELECT count(base_offset) FROM "fetch"(array[%s], array[0], array[1::int8], 1, 1)'
+    assert value(session, fetched, topic_id) == 1
+
+
+def test_nothing_to_erase(session: Session, log_dsn: str) -> None:
+    topic_id = create(session, cleanup_policy="delete")
+    keyed(session, topic_id, a="1")
+    before = all_records(session)
+    session.execute("SELECT erase_key('t', 'bob'::text)")
+    came_to = erasure.run_once(log_dsn)
+    assert (came_to.rewritten, came_to.finished) == (0, 1)
+    assert all_records(session) == before
+    assert refused(session, "SELECT erase_key('t', null::bytea)").sqlstate == "LS052"
+    assert refused(session, "SELECT erase_key('nothing', 'a'::text)").sqlstate == "LS001"
+
+
+def test_a_compaction_that_is_under_way_is_finished_first(session: Session, log_dsn: str) -> None:
+    topic_id = create(session)
+    keyed(session, topic_id, a="1", b="1")
+    keyed(session, topic_id, a="2")
+    close_segments(session, topic_id)
+    start(session, topic_id)
+    value(session, "SELECT phase FROM rewrite_step(%s)", topic_id)
+    session.execute("SELECT erase_key('t', 'a'::text)")
+    erasure.run_once(log_dsn)
+    assert [record[2] for record in all_records(session)] == [b"b"]
+    assert audit(session, topic_id) == []
+
+
+def test_an_erased_batch_is_covered(session: Session, log_dsn: str) -> None:
+    topic_id = create(session)
+    keyed(session, topic_id, a="1")
+    keyed(session, topic_id, b="1")
+    session.execute("SELECT erase_key('t', 'a'::text)")
+    erasure.run_once(log_dsn)
+    assert [record[:3] for record in all_records(session)] == [(0, 1, b"b")]
+    assert audit(session, topic_id) == []
+    assert value(session, "SELECT records FROM partitions WHERE topic = 't'") == 1
+    session.execute("SELECT delete_topic('t')")
+    assert rows(session, "SELECT state, records FROM erasures") == [("removed", 1)] or rows(
+        session, "SELECT state, records FROM erasures"
+    ) == [("finished", 1)]
+
+
+def test_the_jobs_do_it_all(session: Session, log_dsn: str) -> None:
+    with Clock(log_dsn) as clock:
+        topic_id = create(session, segment_bytes="4000", file_delete_delay_ms="0")
+        for number in range(80):
+            keyed(session, topic_id, **{f"k{number % 4}": f"{number}" * 20})
+        close_segments(session, topic_id)
+        came_to = compaction.run_once(log_dsn, max_records=30)
+        assert came_to.topics == came_to.finished == ("t",) and came_to.records == 160 and not came_to.more
+        assert [record[3] for record in all_records(session)] == [b"%d" % n * 20 for n in (76, 77, 78, 79)]
+        assert compaction.run_once(log_dsn).topics == ()
+        clock.advance(1)
+        assert reclaim.run_once(log_dsn).segments > 1
+        assert audit(session, topic_id) == []
