@@ -193,7 +193,7 @@ def _audit(connection: Connection, topics: list[str], *, arrays: bool) -> Audit:
                 look("verify_segment", topic_id, segment, arrays)
             bar.advance(task, size)
         for topic_id, _ in known.values():
-            for function in ("verify_producers", "verify_groups", "verify_share"):
+            for function in ("verify_producers", "verify_groups", "verify_share", "verify_files"):
                 look(function, topic_id)
     audit.seconds = time.monotonic() - began
     return audit

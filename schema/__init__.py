@@ -59,6 +59,7 @@ INSTALL_ORDER: Final = (
     "worker",
     "verify",
     "verify_producers",
+    "verify_tier",
     "info",
 )
 """A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""
