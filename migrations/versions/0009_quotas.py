@@ -43,7 +43,7 @@ begin
         where c.relnamespace::regnamespace::text = quote_ident(current_schema()) and c.relkind = 'S'
           and c.relname ~ '^quota_[0-9a-f]{24}$'
     loop
-        execute format('drop sequence %I', bucket);
+        execute 'drop sequence ' || quote_ident(bucket);
     end loop;
 end
 $drop$;

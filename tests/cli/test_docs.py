@@ -21,6 +21,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 NOT_RUN = {
     "logstore up": "runs until it is stopped",
     "logstore up --setting shared_buffers=1GB": "runs until it is stopped",
+    "logstore worker run": "runs until it is stopped",
+    "logstore worker run --dsn postgresql://localhost/app": "runs until it is stopped",
+    "logstore worker run --log json --health-port 9108": "runs until it is stopped",
+    "logstore worker status": "needs a worker; tests/cli/test_worker_commands.py runs it",
+    "logstore worker status --output json": "needs a worker; tests/cli/test_worker_commands.py runs it",
     "logstore consume orders --follow --show timestamp,key": "runs until it is stopped",
     'eval "$(logstore completion zsh)"                      # in ~/.zshrc, after compinit': "is for zsh",
     "logstore group remove-member billing worker-3": "needs a member; tests/cli/test_groups.py runs it",

@@ -36,7 +36,8 @@ EXPECTED = {
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
     "db downgrade", "transaction list",
     "cluster up", "cluster status", "cluster kill", "cluster switchover", "cluster down",
-    "transaction describe", "transaction fence", "verify", "up", "down", "status", "demo", "completion",
+    "transaction describe", "transaction fence", "worker run", "worker jobs", "worker status", "verify",
+    "up", "down", "status", "demo", "completion",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from logstore.workers.jobs import JOBS
+from logstore.workers.leases import Leases
 from tests.cli.conftest import Cli
 from tests.support.log import watch
 
@@ -83,3 +84,20 @@ def test_no_worker(cli: Cli) -> None:
 def test_no_log(cli: Cli, empty_database: str) -> None:
     answer = cli("worker", "run", "--dsn", empty_database, code=7)
     assert "logstore db upgrade" in answer.err
+
+
+def test_a_worker_that_is_there(cli: Cli) -> None:
+    leases = Leases(cli.dsn, "logstore", ["drain", "expiry"])
+    leases.beat([], say=True)
+    leases.claim("drain", at_once=True)
+    found = json.loads(cli("worker", "status", "-o", "json").out)
+    assert [(each["worker"], each["running"]) for each in found["workers"]] == [(leases.worker_id, ["drain"])]
+    assert leases.worker_id in cli("worker", "status").out
+    for _ in range(3):
+        leases.finish("drain", "no room", None, 0)
+        leases.claim("drain")
+    leases.finish("drain", "no room", None, 0)
+    answer = cli("worker", "status", code=5)
+    assert "drain has failed" in answer.err
+    assert "no room" in answer.err
+    leases.close()
