@@ -36,6 +36,7 @@ EXPECTED = {
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
     "db downgrade", "transaction list",
     "cluster up", "cluster status", "cluster kill", "cluster switchover", "cluster down",
+    "retention show", "retention run",
     "transaction describe", "transaction fence", "worker run", "worker jobs", "worker status", "verify",
     "up", "down", "status", "demo", "completion",
 }  # fmt: skip
