@@ -7,9 +7,12 @@ seen above.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from math import inf
+from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -20,10 +23,17 @@ from psycopg.conninfo import conninfo_to_dict
 from logstore._core import outcome
 from logstore._core.arrays import ArrayParameter
 from logstore._core.call import Call
-from logstore._core.dsn import connect_error, describe
-from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError, LogstoreError
+from logstore._core.dsn import KEEPALIVE, connect_error, describe
+from logstore._core.hosts import Access, Standing
+from logstore.errors import (
+    AuthorizationFailedError,
+    ConfigurationError,
+    ConnectionFailedError,
+    InvalidArgumentError,
+    LogstoreError,
+)
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "parameters_of"]
 
 T = TypeVar("T")
 
@@ -51,11 +61,20 @@ _LIBPQ_ONLY = (
 _ARGUMENTS = ("user", "password", "passfile", "target_session_attrs", "krbsrvname", "gsslib")
 
 
+def parameters_of(dsn: str) -> dict[str, Any]:
+    """What a libpq URI or key/value string says.  Raises ConfigurationError when it makes no sense."""
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except psycopg.Error as error:
+        raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+
+
 class Connection:
     """One connection; open it with :meth:`open`."""
 
     def __init__(self, raw: asyncpg.Connection[asyncpg.Record], dsn_for_display: str) -> None:
         self._raw = raw
+        self._loop = asyncio.get_running_loop()
         self._statements: dict[str, Any] = {}
         self._in_transaction = False
         self._doubtful: str | None = None
@@ -63,6 +82,10 @@ class Connection:
         self._arrived = asyncio.Event()
         self.dsn_for_display = dsn_for_display
         """Host, port, database and user; never the password."""
+        self.timeline: int | None = None
+        """Of the leader that this was when it was asked; None: not asked, or a follower."""
+        self.busy_since = inf
+        """When (monotonic, s) the request was made that is waited for; infinite when there is none."""
         version = raw.get_server_version()
         self.server_version: int = version.major * 10000 + version.micro
         """For example 180006."""
@@ -74,17 +97,15 @@ class Connection:
 
     @classmethod
     async def open(
-        cls, dsn: str, *, timeout_s: float = 10.0, application_name: str = "logstore"
+        cls, dsn: str | Mapping[str, Any], *, timeout_s: float = 10.0, application_name: str = "logstore"
     ) -> Connection:
-        """Connect to ``dsn``, a libpq URI or key/value string, within ``timeout_s`` seconds.
+        """Connect to ``dsn``, a libpq URI or key/value string or what :func:`parameters_of` says of one,
+        within ``timeout_s`` seconds.
 
         Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
         when no server answers, AuthenticationFailedError when it wants another password.
         """
-        try:
-            parameters = conninfo_to_dict(dsn)
-        except psycopg.Error as error:
-            raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+        parameters = parameters_of(dsn) if isinstance(dsn, str) else dict(dsn)
         where = describe(parameters)
         parameters.setdefault("application_name", application_name)
         try:
@@ -99,6 +120,7 @@ class Connection:
             raise ConfigurationError(f"The DSN for {where} does not fit: {error}.") from None
         except (OSError, asyncpg.InterfaceError) as error:
             raise connect_error(where, None, str(error) or type(error).__name__) from error
+        _keep_alive(raw, parameters)
         connection = cls(raw, where)
         try:
             backend = await connection._execute(
@@ -111,6 +133,21 @@ class Connection:
         connection.pooled = backend[0][0] != raw.get_server_pid()
         connection._prepares = not connection.pooled
         return connection
+
+    @property
+    def access(self) -> Access:
+        """What the server lets one do, as it last said."""
+        said = self._raw.get_settings()
+        follower = getattr(said, "in_hot_standby", "off") == "on"
+        return Access(follower, follower or getattr(said, "default_transaction_read_only", "off") == "on")
+
+    async def standing(self, timeout_s: float) -> Standing:
+        """Which group the server belongs to; says nothing where the user may not know."""
+        try:
+            rows = await self._execute(Standing.SQL, (), timeout_s, committing=False)
+        except AuthorizationFailedError:
+            return Standing()
+        return Standing.decode(rows)
 
     @property
     def closed(self) -> bool:
@@ -205,6 +242,11 @@ class Connection:
         if not self.closed:
             self._raw.terminate()
 
+    def abort_from_anywhere(self) -> None:
+        """:meth:`abort`, soon; any thread may call it."""
+        with suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(self.abort)
+
     async def _execute(
         self,
         sql: str,
@@ -240,11 +282,14 @@ class Connection:
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
         self._doubtful = None
         task = asyncio.ensure_future(operation)
+        self.busy_since = monotonic()
         try:
             done, _ = await asyncio.wait((task,), timeout=timeout_s)
         except BaseException:
             await self._drop(task)
             raise
+        finally:
+            self.busy_since = inf
         where = self.dsn_for_display
         if not done:
             await self._drop(task)
@@ -288,6 +333,25 @@ class Connection:
 
     def _on_termination(self, _: object) -> None:
         self._arrived.set()
+
+
+def _keep_alive(raw: asyncpg.Connection[asyncpg.Record], parameters: Mapping[str, Any]) -> None:
+    """What libpq does for the psycopg twin: a peer that is gone is noticed."""
+    end = raw._transport.get_extra_info("socket") if raw._transport is not None else None
+    if end is None or end.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    chosen = {name: int(parameters.get(name) or value) for name, value in KEEPALIVE.items()}
+    if str(parameters.get("keepalives", "1")) != "0":
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, name in (
+            ("TCP_KEEPIDLE", "keepalives_idle"),
+            ("TCP_KEEPINTVL", "keepalives_interval"),
+            ("TCP_KEEPCNT", "keepalives_count"),
+        ):
+            if hasattr(socket, option):
+                end.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), chosen[name])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, chosen["tcp_user_timeout"])
 
 
 def _asyncpg_arguments(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -183,10 +183,11 @@ class Processing(Committing):
                 await connection.close()
                 self._link_connection = None
             connection, info = await self._session.open()
-            if info.is_in_recovery:
+            why = connection.access.refusal(in_recovery=info.is_in_recovery)
+            if why:
                 where = connection.dsn_for_display
                 await connection.close()
-                raise NotLeaderError(f"{where} is a follower: nothing can be committed there.")
+                raise NotLeaderError(f"{where} {why}: nothing can be committed there.")
             self._link_connection = connection
         return Lent(connection, timeout_s=self._config.request_timeout_ms / 1000)
 

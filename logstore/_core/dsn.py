@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from logstore.errors import (
     AuthenticationFailedError,
@@ -14,7 +14,18 @@ from logstore.errors import (
     from_server,
 )
 
-__all__ = ["connect_error", "describe"]
+__all__ = ["KEEPALIVE", "connect_error", "describe"]
+
+KEEPALIVE: Final[Mapping[str, int]] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""A machine that is gone is noticed after 11 s; what is sent to one, 10 s after it was sent.
+
+A DSN may say otherwise.
+"""
 
 
 def describe(parameters: Mapping[str, Any]) -> str:

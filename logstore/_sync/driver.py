@@ -12,8 +12,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -27,12 +28,27 @@ from psycopg.waiting import Wait
 from logstore._core import outcome
 from logstore._core.arrays import ARRAYS
 from logstore._core.call import Call
-from logstore._core.dsn import connect_error, describe
-from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError, LogstoreError
+from logstore._core.dsn import KEEPALIVE, connect_error, describe
+from logstore._core.hosts import Access, Standing
+from logstore.errors import (
+    AuthorizationFailedError,
+    ConfigurationError,
+    ConnectionFailedError,
+    InvalidArgumentError,
+    LogstoreError,
+)
 
-__all__ = ["Connection", "own_cursor"]
+__all__ = ["Connection", "own_cursor", "parameters_of"]
 
 T = TypeVar("T")
+
+
+def parameters_of(dsn: str) -> dict[str, Any]:
+    """What a libpq URI or key/value string says.  Raises ConfigurationError when it makes no sense."""
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except psycopg.Error as error:
+        raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
 
 
 class _ArrayDumper(Dumper):
@@ -175,6 +191,10 @@ class Connection:
         self._closed = False
         self.dsn_for_display = dsn_for_display
         """Host, port, database and user; never the password."""
+        self.timeline: int | None = None
+        """Of the leader that this was when it was asked; None: not asked, or a follower."""
+        self.busy_since = inf
+        """When (monotonic, s) the request was made that is waited for; infinite when there is none."""
         self.server_version: int = raw.info.server_version
         """For example 180006."""
         self.pooled = False
@@ -183,19 +203,20 @@ class Connection:
         raw.add_notify_handler(self._on_notify)
 
     @classmethod
-    def open(cls, dsn: str, *, timeout_s: float = 10.0, application_name: str = "logstore") -> Connection:
-        """Connect to ``dsn``, a libpq URI or key/value string.
+    def open(
+        cls, dsn: str | Mapping[str, Any], *, timeout_s: float = 10.0, application_name: str = "logstore"
+    ) -> Connection:
+        """Connect to ``dsn``, a libpq URI or key/value string or what :func:`parameters_of` says of one.
 
         Every host of the DSN is given ``timeout_s`` seconds (at least 2, which is libpq's minimum).
 
         Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
         when no server answers, AuthenticationFailedError when it wants another password.
         """
-        try:
-            parameters = conninfo_to_dict(dsn)
-        except psycopg.Error as error:
-            raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+        parameters = parameters_of(dsn) if isinstance(dsn, str) else dict(dsn)
         where = describe(parameters)
+        for name, value in KEEPALIVE.items():
+            parameters.setdefault(name, value)
         parameters.setdefault("connect_timeout", max(2, round(timeout_s)))
         parameters.setdefault("application_name", application_name)
         parameters.setdefault("gssencmode", "disable")
@@ -223,6 +244,21 @@ class Connection:
         self.pooled = backend[0][0] != self._raw.info.backend_pid
         if not self.pooled:
             self._raw.prepare_threshold = 0
+
+    @property
+    def access(self) -> Access:
+        """What the server lets one do, as it last said."""
+        said = self._raw.info.parameter_status
+        follower = said("in_hot_standby") == "on"
+        return Access(follower, follower or said("default_transaction_read_only") == "on")
+
+    def standing(self, timeout_s: float) -> Standing:
+        """Which group the server belongs to; says nothing where the user may not know."""
+        try:
+            rows = self._execute(Standing.SQL, (), timeout_s, committing=False)
+        except AuthorizationFailedError:
+            return Standing()
+        return Standing.decode(rows)
 
     @property
     def closed(self) -> bool:
@@ -332,13 +368,18 @@ class Connection:
         if not self.closed:
             self._raw.drop()
 
+    def abort_from_anywhere(self) -> None:
+        """The same: any thread may call :meth:`abort`."""
+        self.abort()
+
     def _execute(
         self, sql: str, args: Sequence[Any] | None, timeout_s: float | None, *, committing: bool
     ) -> list[tuple[Any, ...]]:
         raw, cursor = self._raw, self._cursor
         if self.closed:
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
-        raw.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.busy_since = time.monotonic()
+        raw.deadline = None if timeout_s is None else self.busy_since + timeout_s
         self._doubtful = None
         try:
             if args is None:
@@ -353,6 +394,7 @@ class Connection:
         except UnicodeEncodeError as error:
             raise InvalidArgumentError(str(error)) from error
         finally:
+            self.busy_since = inf
             # Whatever interrupted it (the deadline, Ctrl-C): a half-read answer makes the session useless.
             if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.abort()

@@ -66,10 +66,11 @@ class Lane:
             self.connection = None
         try:
             connection, info = sender.session.open(sender.patience_s(self._due_by))
-            if info.is_in_recovery:
+            why = connection.access.refusal(in_recovery=info.is_in_recovery)
+            if why:
                 where = connection.dsn_for_display
                 connection.close()
-                raise NotLeaderError(f"{where} is a follower: it takes no records.")
+                raise NotLeaderError(f"{where} {why}: it takes no records.")
         except LogstoreError:
             self._connect_failures += 1
             self._connect_at = monotonic() + sender.backoff.delay(self._connect_failures)
@@ -184,7 +185,7 @@ class Lane:
             _log.warning("%d unawaited records were lost: %s", count, error.message)
             return
         if isinstance(error, NotLeaderError) and self.connection is not None:
-            self.connection.abort()
+            sender.session.forsake(self.connection)
         if not error.retriable and len(batches) > 1:
             # One of them is to blame, and only that one may fail.
             for batch in batches:

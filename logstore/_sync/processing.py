@@ -182,10 +182,11 @@ class Processing(Committing):
                 connection.close()
                 self._link_connection = None
             connection, info = self._session.open()
-            if info.is_in_recovery:
+            why = connection.access.refusal(in_recovery=info.is_in_recovery)
+            if why:
                 where = connection.dsn_for_display
                 connection.close()
-                raise NotLeaderError(f"{where} is a follower: nothing can be committed there.")
+                raise NotLeaderError(f"{where} {why}: nothing can be committed there.")
             self._link_connection = connection
         return Lent(connection, timeout_s=self._config.request_timeout_ms / 1000)
 

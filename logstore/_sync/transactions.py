@@ -401,10 +401,11 @@ class Transactions:
             self._connection.close()
             self._connection = None
         connection, info = self._session.open()
-        if info.is_in_recovery:
+        why = connection.access.refusal(in_recovery=info.is_in_recovery)
+        if why:
             where = connection.dsn_for_display
             connection.close()
-            raise NotLeaderError(f"{where} is a follower: it takes no records.")
+            raise NotLeaderError(f"{where} {why}: it takes no records.")
         self._connection = connection
         return connection
 

@@ -71,11 +71,9 @@ class Load:
         )
         assert not self.errors, self.errors
 
-    def silence_after(self, moment: float) -> float:
-        """Seconds from ``moment`` (monotonic) to the first acknowledgement after the longest pause since."""
-        moments = [moment, *sorted(each for each in self._moments if each > moment)]
-        pauses = [(late - early, late) for early, late in itertools.pairwise(moments)]
-        return max(pauses)[1] - moment
+    def longest_silence(self) -> float:
+        """Seconds in which nothing at all was acknowledged."""
+        return max(late - early for early, late in itertools.pairwise(sorted(self._moments)))
 
     def judge(self, dsn: str) -> None:
         """Nothing acknowledged is lost or elsewhere; nothing is there twice; each producer's order holds."""

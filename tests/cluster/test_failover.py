@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -35,42 +34,39 @@ def another_leads(cluster: LocalCluster, before: str) -> None:
 
 
 def say(what: str, seconds: float) -> None:
-    print(f"{what}: records were taken again after {seconds:.1f} s")
+    print(f"{what}: for {seconds:.1f} s no record was taken")
 
 
 @pytest.mark.timeout(240)
 def test_a_killed_leader_takes_nothing_with_it(cluster: LocalCluster, colour: Colour, topic: str) -> None:
     dsn = cluster.status().dsn
     with load(colour, dsn, topic, PRODUCERS) as producers:
-        moment = time.monotonic()
         before = cluster.kill("leader")
         another_leads(cluster, before)
         producers.advance()
         # It comes back while they write, and follows.
         assert cluster.up().phase == "ready"
         producers.advance()
-    say(f"kill -9 of the leader, {colour.name}", producers.silence_after(moment))
+    say(f"kill -9 of the leader, {colour.name}", producers.longest_silence())
 
 
 @pytest.mark.timeout(240)
 def test_a_switchover_is_hardly_noticed(cluster: LocalCluster, colour: Colour, topic: str) -> None:
     dsn = cluster.status().dsn
     with load(colour, dsn, topic, PRODUCERS) as producers:
-        moment = time.monotonic()
         cluster.switchover()
         producers.advance()
-    say(f"switchover, {colour.name}", producers.silence_after(moment))
+    say(f"switchover, {colour.name}", producers.longest_silence())
 
 
 @pytest.mark.timeout(240)
 def test_a_follower_may_come_and_go(cluster: LocalCluster, colour: Colour, topic: str) -> None:
     dsn = cluster.status().dsn
     with load(colour, dsn, topic, PRODUCERS) as producers:
-        moment = time.monotonic()
         cluster.kill("follower")
         producers.advance()
         assert cluster.up().phase == "ready"
-    say(f"kill -9 of a follower, {colour.name}", producers.silence_after(moment))
+    say(f"kill -9 of a follower, {colour.name}", producers.longest_silence())
 
 
 @pytest.mark.timeout(300)
@@ -82,7 +78,6 @@ def test_a_leader_that_is_stopped_is_left_and_does_no_harm_when_it_goes_on(
     assert found.leader is not None
     stopped = processes.of(cluster.layout.place(found.leader.name))
     with load(colour, found.dsn, topic, PRODUCERS) as producers:
-        moment = time.monotonic()
         try:
             for process in stopped:
                 os.kill(process.pid, signal.SIGSTOP)
@@ -92,5 +87,5 @@ def test_a_leader_that_is_stopped_is_left_and_does_no_harm_when_it_goes_on(
             for process in stopped:
                 os.kill(process.pid, signal.SIGCONT)
         producers.advance()
-    say(f"SIGSTOP of the leader, {colour.name}", producers.silence_after(moment))
+    say(f"SIGSTOP of the leader, {colour.name}", producers.longest_silence())
     eventually(lambda: cluster.status().phase == "ready", "it follows", ENOUGH_S)
