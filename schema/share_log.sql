@@ -64,7 +64,10 @@ $$;
 -- position of the first wanted range that the part belongs to. The ranges, both ends included, have to be
 -- in ascending order of topic, partition and offset. Records that have left the log are left out. It stops
 -- in front of the batch that goes beyond max_bytes, unless it is the first; then the last row has no
--- record, and the offset to go on from as its base_offset.
+-- record, and the offset to go on from as its base_offset. If there are quotas, it takes that bucket's
+-- lock for a moment and charges it, brings no more than one second's worth, and if the quota is used up then,
+-- a row after the last one has 0 as its idx and as its record_count for how many ms nothing more is to be
+-- fetched. LS059: the quota has been used up for long.
 create or replace function fetch_records(topic_ids int4[], partitions int4[], first_offsets int8[],
     last_offsets int8[], max_bytes int4 default 2147483647)
 returns table (idx int4, base_offset int8, last_offset int8, record_count int4, leader_epoch int4,
@@ -79,7 +82,13 @@ declare
     chosen int4[];
     whole boolean;
     bytes int8 := 0;
+    metered constant boolean := quotas_on();
+    sent int8 := 0;
 begin
+    if metered then
+        max_bytes := least(max_bytes, (quota_state('fetch', true)).rate);
+    end if;
+    <<spots>>
     for spot in
         select min(w.n)::int4 as idx, w.topic_id, w.partition,
             range_agg(int8range(w.first_offset, w.last_offset, '[]')) as wanted, p.log_start
@@ -117,8 +126,9 @@ begin
                 header_values := null;
                 offset_deltas := null;
                 return next;
-                return;
+                exit spots;
             end if;
+            sent := bytes;
             leader_epoch := batch.leader_epoch;
             timestamp_type := batch.timestamp_type;
             max_timestamp := batch.max_timestamp;
@@ -170,5 +180,20 @@ begin
             return next;
         end loop;
     end loop;
+    if metered and sent > 0 then
+        record_count := charge_quota('fetch', sent, false);
+        if record_count > 0 then
+            idx := 0;
+            base_offset := null;
+            timestamps := null;
+            keys := null;
+            "values" := null;
+            header_records := null;
+            header_keys := null;
+            header_values := null;
+            offset_deltas := null;
+            return next;
+        end if;
+    end if;
 end
 $$;

@@ -32,6 +32,8 @@ class Expired:
     transactional_ids: int = 0
     share_ranges: int = 0
     """Ranges of records in share groups whose lock ran out at their last delivery."""
+    quota_buckets: int = 0
+    """Of clients that have a default quota and have used nothing of it for an hour."""
 
     def summary(self) -> str:
         """In one line."""
@@ -44,6 +46,7 @@ class Expired:
                 (self.producers, "producer states"),
                 (self.transactional_ids, "transactional ids"),
                 (self.share_ranges, "ranges of share groups"),
+                (self.quota_buckets, "quota buckets"),
             )
             if number
         ]
@@ -78,6 +81,7 @@ def run_once(
                 "SELECT {}.expire_transactional_ids(%s, %s)", transactional_id_expiration_ms, ROWS
             ),
             share_ranges=run.share_locks(),
+            quota_buckets=run.emptied("SELECT {}.expire_quota_buckets(%s)", 100),
         )
 
 

@@ -165,9 +165,7 @@ class Fetcher:
         """What :meth:`Calls.list_offsets` answers, looked up in files where need be."""
         rows = await self.ask(self._calls.list_offsets(topic_ids, partitions, specs))
         return [
-            await resolved(
-                self.ask, self._calls.schema, topic_ids[row.idx - 1], partitions[row.idx - 1], row
-            )
+            await resolved(self.ask, self._calls.schema, topic_ids[row.idx - 1], partitions[row.idx - 1], row)
             for row in rows
         ]
 
@@ -451,6 +449,15 @@ class Fetcher:
                 self._config.client_id,
                 throttle_ms,
             )
+
+    def charge(self, size: int) -> None:
+        """``size`` bytes have come another way: they count against the quota as well."""
+
+        question = Question(self._quota_calls.charge_quota("fetch", size), None)
+        question.then = lambda: self._throttled(question.answer or 0)
+        with self._lock:
+            self._questions.append(question)
+            self.disturb()
 
     async def _keep_to_quota(self) -> None:
         """Fetch nothing, for a while; questions are answered, and who drains goes on draining."""

@@ -181,6 +181,10 @@ class AsyncShareConsumer:
         """Where the consumer is connected; None: it has not been yet."""
         return self._session.dsn
 
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start, by Kafka's names where Kafka has them; times in milliseconds."""
+        return {**self._member.tally.by_name(), **self._member.throttle.by_name("fetch")}
+
     @property
     def member_id(self) -> str:
         """The member's name: unique, and new for each consumer."""
@@ -296,7 +300,9 @@ class AsyncShareConsumer:
             try:
                 connection = await member.connect(self._topics)
                 self._report(await member.tell(connection))
-                deliveries = await member.acquire(connection, count)
+                deliveries = (
+                    await member.acquire(connection, count) if await member.has_quota(connection) else []
+                )
                 for delivery in deliveries:
                     self._left.extend((delivery, record) for record in delivery.records)
                 if deliveries:

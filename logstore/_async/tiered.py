@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from logstore._async.concurrency import Condition, Lock, Task, offload, spawn
@@ -65,9 +66,10 @@ class FileReads:
     async def _run(self) -> None:
         while not self._fetcher.closing:
             with self._lock:
-                request = self._subscription.next_file_read()
+                throttled_s = self._fetcher.throttle.left(monotonic())
+                request = None if throttled_s > 0 else self._subscription.next_file_read()
                 if request is None:
-                    await self._work.wait(IDLE_S)
+                    await self._work.wait(min(throttled_s or IDLE_S, IDLE_S))
                     continue
             try:
                 rows = await self._read(request)
@@ -79,6 +81,8 @@ class FileReads:
                     self._subscription.file_failed(request, error)
                     self._fetcher.file_was_read()
                 continue
+            # What comes from files counts as well.
+            self._fetcher.charge(sum(map(_size, rows)))
             with self._lock:
                 self._subscription.file_read(request, rows)
                 self._fetcher.file_was_read()
@@ -124,6 +128,12 @@ class FileReads:
             raise ClientClosedError("The consumer is closed.")
         self._files[where] = question.answer
         return _holding(question.answer, offset)
+
+
+def _size(row: FetchRow) -> int:
+    """About as many bytes as the server would count."""
+    columns = (row.keys or (), row.values or (), row.header_values or ())
+    return sum(len(item) for column in columns for item in column if item is not None)
 
 
 async def resolved(

@@ -134,6 +134,14 @@ class Fetched(list[FetchRow]):
     throttle_ms: int = 0
     """For how long nothing more is to be fetched, by the client's quota."""
 
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Fetched:
+        """What the server sent: a last row with the idx 0 is not one of them."""
+        found = cls(FetchRow(*row) for row in rows)
+        if found and not found[-1].idx:
+            found.throttle_ms = found.pop().record_count
+        return found
+
 
 class Watermarks(NamedTuple):
     idx: int
@@ -266,7 +274,7 @@ class Calls:
             max_bytes,
             max_partition_bytes,
         )
-        return Call(self._fetch, args, _fetched, "fetch")
+        return Call(self._fetch, args, Fetched.of, "fetch")
 
     def high_watermarks(self, topic_ids: Sequence[int], partitions: Sequence[int]) -> Call[list[Watermarks]]:
         """How far each partition may be read."""
@@ -377,13 +385,6 @@ def _none(rows: Sequence[Row]) -> None:
 
 def _metadata(rows: Sequence[Row]) -> list[TopicMetadata]:
     return [TopicMetadata(row[0], row[1], row[2], row[3], row[4], json.loads(row[5])) for row in rows]
-
-
-def _fetched(rows: Sequence[Row]) -> Fetched:
-    found = Fetched(FetchRow(*row) for row in rows)
-    if found and not found[-1].idx:
-        found.throttle_ms = found.pop().record_count
-    return found
 
 
 def _append_results(rows: Sequence[Row]) -> list[AppendResult]:

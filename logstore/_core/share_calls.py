@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from logstore._core.arrays import Int4Array, Int8Array, TextArray
 from logstore._core.call import Call, Row
-from logstore._core.calls import Calls, FetchRow
+from logstore._core.calls import Calls, Fetched
 from logstore.share import ShareConfig, SharePartition
 
 __all__ = [
@@ -145,7 +145,7 @@ class ShareCalls(Calls):
         first_offsets: Sequence[int],
         last_offsets: Sequence[int],
         max_bytes: int,
-    ) -> Call[list[FetchRow]]:
+    ) -> Call[Fetched]:
         """The records of these ranges, in ascending order of topic, partition and offset.
 
         A last row without records says where it stopped because of ``max_bytes``.
@@ -157,7 +157,7 @@ class ShareCalls(Calls):
             Int8Array(last_offsets),
             max_bytes,
         )
-        return Call(self._fetch_records, args, lambda rows: [FetchRow(*row) for row in rows], "fetch_records")
+        return Call(self._fetch_records, args, Fetched.of, "fetch_records")
 
     def acknowledge(
         self, group: str, member: str, acknowledgements: Acknowledgements, *, strict: bool = False

@@ -451,6 +451,15 @@ class Fetcher:
                 throttle_ms,
             )
 
+    def charge(self, size: int) -> None:
+        """``size`` bytes have come another way: they count against the quota as well."""
+
+        question = Question(self._quota_calls.charge_quota("fetch", size), None)
+        question.then = lambda: self._throttled(question.answer or 0)
+        with self._lock:
+            self._questions.append(question)
+            self.disturb()
+
     def _keep_to_quota(self) -> None:
         """Fetch nothing, for a while; questions are answered, and who drains goes on draining."""
         assert self._connection is not None

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from logstore._core.calls import FetchRow
+from logstore._core.fetch_tally import FetchTally
 from logstore._core.fetched import Deserializers, FetchedBatch
 from logstore._core.pace import Way
+from logstore._core.quota_calls import QuotaCalls
 from logstore._core.share_calls import AcquiredRange, ShareCalls
 from logstore._core.share_ledger import RETURN, Ledger, Place, Settled
+from logstore._core.throttle import Throttle, refused_for_ms
 from logstore._sync.concurrency import Lock
 from logstore._sync.driver import Connection
 from logstore._sync.session import Session
 from logstore._sync.waiting import Waiting
-from logstore.errors import LogstoreError, SerializationError
+from logstore.errors import LogstoreError, SerializationError, ThrottlingQuotaExceededError
 from logstore.records import ConsumerRecord, TopicPartition
 from logstore.share import ACCEPT, RELEASE, RENEW, ShareRecord
 from logstore.share_config import ShareConsumerConfig
@@ -62,6 +65,10 @@ class Member:
         self._lock_s = 0.0
         self._due_s: float | None = None
         self._looked_s = 0.0
+        self.tally = FetchTally()
+        self.throttle = Throttle()
+        """Set by what the server says of the quota; nothing is acquired before it is over."""
+        self._quota_calls = QuotaCalls(config.schema)
         self.failure: LogstoreError | None = None
         """A record could not be deserialized; to be raised when there is nothing to hand out before it."""
 
@@ -194,10 +201,36 @@ class Member:
                 ),
                 timeout_s=self._timeout_s,
             )
+            self.tally.fetched(rows, time.monotonic() - now)
+            self._throttled(rows.throttle_ms)
             return self._decode(ranges, rows, deadline)
+        except ThrottlingQuotaExceededError as error:
+            self._throttled(refused_for_ms(error.details))
+            self._give_back(ranges, deadline)
+            return []
         except BaseException:
             self._give_back(ranges, deadline)
             raise
+
+    def _throttled(self, throttle_ms: int) -> None:
+        """An answer said how long to wait, by the quota; 0: not at all."""
+        if self.throttle.told(throttle_ms, time.monotonic()):
+            _log.warning(
+                "Client %r has used up its consumer quota; it acquires nothing more for %d ms.",
+                self._config.client_id,
+                throttle_ms,
+            )
+
+    def has_quota(self, connection: Connection) -> bool:
+        """Whether something may be acquired now; who has to wait for long asks from time to time."""
+        if self.throttle.to_ask(time.monotonic()):
+            left_ms: int | None = None
+            call = self._quota_calls.quota_state("fetch")
+            try:
+                left_ms = connection.run(call, timeout_s=self._timeout_s)
+            finally:
+                self.throttle.asked(left_ms, time.monotonic())
+        return self.throttle.left(time.monotonic()) <= 0
 
     def give_back(self, left: Iterable[tuple[Delivery, ShareRecord]]) -> None:
         """These were never handed out: others may have them, and it does not count as a delivery.  Needs the
@@ -309,8 +342,13 @@ class Member:
     def wait(self, connection: Connection, longest_s: float) -> None:
         """After an acquire that brought nothing: until there may be something, or ``longest_s`` is over."""
         assert self._waiting is not None
-        pause = self._waiting.pace.pause(time.monotonic(), self._looked_s)
+        now = time.monotonic()
+        pause = self._waiting.pace.pause(now, self._looked_s)
         seconds = min(pause.seconds, longest_s)
+        if self.throttle.left(now) > 0:
+            self._waiting.not_waiting()
+            connection.wait_notify(min(longest_s, self.throttle.pause(now)))
+            return
         if self._due_s is not None:
             seconds = min(seconds, max(self._due_s, 0.0))
         if pause.way is Way.WAKE and self._waiting.announced(self._topic_ids):

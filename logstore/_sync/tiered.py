@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from logstore._core.call import Call
@@ -66,9 +67,10 @@ class FileReads:
     def _run(self) -> None:
         while not self._fetcher.closing:
             with self._lock:
-                request = self._subscription.next_file_read()
+                throttled_s = self._fetcher.throttle.left(monotonic())
+                request = None if throttled_s > 0 else self._subscription.next_file_read()
                 if request is None:
-                    self._work.wait(IDLE_S)
+                    self._work.wait(min(throttled_s or IDLE_S, IDLE_S))
                     continue
             try:
                 rows = self._read(request)
@@ -80,6 +82,8 @@ class FileReads:
                     self._subscription.file_failed(request, error)
                     self._fetcher.file_was_read()
                 continue
+            # What comes from files counts as well.
+            self._fetcher.charge(sum(map(_size, rows)))
             with self._lock:
                 self._subscription.file_read(request, rows)
                 self._fetcher.file_was_read()
@@ -125,6 +129,12 @@ class FileReads:
             raise ClientClosedError("The consumer is closed.")
         self._files[where] = question.answer
         return _holding(question.answer, offset)
+
+
+def _size(row: FetchRow) -> int:
+    """About as many bytes as the server would count."""
+    columns = (row.keys or (), row.values or (), row.header_values or ())
+    return sum(len(item) for column in columns for item in column if item is not None)
 
 
 def resolved(

@@ -299,3 +299,31 @@ def test_closing_does_not_wait_for_the_quota(
         until(lambda: consumer.metrics()["fetch-throttle-time-max"] > 5_000)
         consumer.close()
         assert polling.exception(ENOUGH_S / 2) is not None
+
+
+@pytest.mark.one_server
+def test_a_share_group_keeps_the_rate(
+    colour: Colour, database: str, appender: Appender, alter: Callable[..., None]
+) -> None:
+    appender.create("t")
+    for _ in range(6):
+        appender.append("t", [b"x" * 5000])
+    size = appended(appender)[0][1]
+    alter(consumer_byte_rate=2 * size)
+    colour.admin(database).alter_share_configs("s", {"share.auto.offset.reset": "earliest"})
+    consumer = colour.share_consumer("t", group_id="s", dsn=database, client_id="etl")
+    polled = [list(consumer.poll(timeout_ms=ENOUGH_MS).values()) for _ in range(3)]
+    assert [len(records) for (records,) in polled] == [2, 2, 2]
+    metrics = consumer.metrics()
+    # The first two come at once, the third waits for what the second has used.
+    assert (metrics["fetch-total"], metrics["records-fetched-total"]) == (3, 6)
+    assert 500 <= metrics["fetch-throttle-time-max"] <= 1000
+    charge(appender, "fetch", 40 * size)
+    appender.append("t", [b"last"])
+    with ThreadPoolExecutor(1) as pool:
+        polling = pool.submit(consumer.poll, timeout_ms=ENOUGH_MS)
+        until(lambda: consumer.metrics()["fetch-throttle-time-max"] > 10_000)
+        alter(consumer_byte_rate=None)
+        ((records,),) = [polling.result(ENOUGH_S).values()]
+    assert [record.value for record in records] == [b"last"]
+    assert records[0].delivery_count == 1, "to have been refused is no delivery"
