@@ -27,6 +27,8 @@
     ├── InvalidTimestampError
     ├── UnsupportedCompressionTypeError
     ├── OffsetOutOfRangeError
+    ├── TopicReadOnlyError                 it mirrors another log's topic, or its mirror has taken its place
+    ├── MirrorError                        a topic and its mirror do not belong together
     ├── RemoteFileError                    a segment's file is missing, or not what was written
     ├── NoOffsetForPartitionError          auto_offset_reset="none" and no position
     ├── GroupError                         what is particular to groups
@@ -103,6 +105,7 @@ __all__ = [
     "InvalidTopicError",
     "LockTimeoutError",
     "LogstoreError",
+    "MirrorError",
     "NoOffsetForPartitionError",
     "NotEnoughReplicasError",
     "NotLeaderError",
@@ -125,6 +128,7 @@ __all__ = [
     "StorageFullError",
     "ThrottlingQuotaExceededError",
     "TopicAlreadyExistsError",
+    "TopicReadOnlyError",
     "TransactionAbortedError",
     "TransactionError",
     "TransactionTimedOutError",
@@ -284,6 +288,16 @@ class UnsupportedCompressionTypeError(LogstoreError):
 
 class OffsetOutOfRangeError(LogstoreError):
     """The offset is below the start of the log or beyond its end."""
+
+
+class TopicReadOnlyError(LogstoreError):
+    """The topic mirrors another log's, or its mirror has taken its place; nothing was written."""
+
+    advice = "Write to the log that leads: details['peer'] says where; `logstore mirror status` shows both."
+
+
+class MirrorError(LogstoreError):
+    """A topic and its mirror do not belong together, or have parted; nothing was copied or changed."""
 
 
 class NoOffsetForPartitionError(LogstoreError):
@@ -507,6 +521,8 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS057": IllegalStateError,
     "LS054": InvalidArgumentError,
     "LS059": ThrottlingQuotaExceededError,
+    "LS060": TopicReadOnlyError,
+    "LS061": MirrorError,
     "LS050": InvalidRecordError,
     "LS051": InvalidArgumentError,
     "LS052": InvalidRecordError,

@@ -46,6 +46,8 @@ INSTALL_ORDER: Final = (
     "group_membership",
     "group_offsets",
     "transactions",
+    "mirror",
+    "mirror_source",
     "group_views",
     "share_configs",
     "share_log",

@@ -12,7 +12,7 @@
 -- write-ahead log, the commit waits for what acks says as if it had written. LS001 no such partition, LS007 too large, LS008 a time stamp out
 -- of range, LS009 too few replicas, LS010 arrays that do not fit each other, LS012 acks or isolation level,
 -- LS013 another leader epoch, LS014 an old epoch of the producer, LS015 sequences are missing, LS016 a
--- sequence from long ago, LS059 the quota has been used up for long.
+-- sequence from long ago, LS059 the quota has been used up for long, LS060 the topic is a mirror, or fenced.
 create or replace function append(
     topic_id int4, "partition" int4, record_count int4, max_timestamp int8,
     timestamps int8[], keys bytea[], "values" bytea[],
@@ -39,6 +39,7 @@ declare
     after_max int8;
     min_insync int2;
     compacted boolean;
+    read_only boolean;
     now_ms int8;
     min_timestamp int8;
     base int8;
@@ -70,10 +71,10 @@ begin
 
     select p.segment, p.segment_start, p.log_start, p.leader_epoch, t.active_segment, t.roll_at,
            t.segment_bytes, t.max_message_bytes, t.timestamp_type, t.timestamp_before_max,
-           t.timestamp_after_max, t.min_insync_replicas, t.compacted
+           t.timestamp_after_max, t.min_insync_replicas, t.compacted, p.read_only
     into segment, segment_start, log_start, epoch, active, roll_at,
          max_segment_bytes, max_message_bytes, timestamp_type, before_max, after_max, min_insync,
-         compacted
+         compacted, read_only
     from topic_partition p join topic t on t.topic_id = p.topic_id
     where p.topic_id = append.topic_id and p.partition = append.partition
     for no key update of p;
@@ -120,6 +121,10 @@ begin
         end if;
     end if;
 
+    -- What was staged before it was fenced is committed already, so it goes in.
+    if read_only and acks is distinct from 2 then
+        perform refuse_writer(topic_id);
+    end if;
     if size > max_message_bytes and acks is distinct from 2 then
         perform refuse_batch('LS007',
             format('a batch of %s bytes is larger than max.message.bytes, %s', size, max_message_bytes),

@@ -12,7 +12,9 @@ language plpgsql stable security definer set search_path from current as $$
 declare
     id constant int4 := topic_id;
     configs constant jsonb := (select effective_configs(t.configs) from topic t where t.topic_id = id);
-    deletes constant boolean := 'delete' = any (string_to_array(configs ->> 'cleanup.policy', ','));
+    -- A mirror's records go when they go in the log that it mirrors.
+    deletes constant boolean := 'delete' = any (string_to_array(configs ->> 'cleanup.policy', ','))
+        and not exists (select from mirrored_topic m where m.topic_id = id and m.state = 'mirror');
     -- Null: no limit.
     oldest constant numeric := case when deletes and (configs ->> 'retention.ms')::int8 >= 0
         then clock_ms() - (configs ->> 'retention.ms')::numeric end;

@@ -31,7 +31,8 @@ end;
 -- "partition", else the one that key belongs to, else one at random. The record gets into the log when the
 -- transaction has committed. "timestamp" is in ms, null: now. If there are quotas, takes that bucket's lock for a
 -- moment and charges it. LS001, LS007 too large, LS008 a time stamp out of range, LS010 headers that do not
--- fit each other, LS050 no key though the topic is compacted, LS059 the quota has been used up for long.
+-- fit each other, LS050 no key though the topic is compacted, LS059 the quota has been used up for long, LS060
+-- the topic is a mirror, or fenced.
 create or replace function stage(
     topic text, "partition" int4, key bytea, value bytea,
     header_keys text[], header_values bytea[], "timestamp" int8) returns int4
@@ -48,12 +49,15 @@ declare
     t record;
 begin
     select u.topic_id, u.partitions, u.max_message_bytes, u.timestamp_type,
-           u.timestamp_before_max as before_max, u.timestamp_after_max as after_max, u.compacted
+           u.timestamp_before_max as before_max, u.timestamp_after_max as after_max, u.compacted, u.read_only
     into t from topic u where u.name = stage.topic;
     if not found then
         perform topic_id_of(topic);
     end if;
     id := t.topic_id;
+    if t.read_only then
+        perform refuse_writer(id);
+    end if;
     chosen := coalesce("partition", partition_for(key, t.partitions), floor(random() * t.partitions)::int4);
     if chosen not between 0 and t.partitions - 1 then
         perform no_partition(id, chosen);

@@ -150,8 +150,9 @@ begin
             jsonb_build_object('topic', name, 'partitions', before.partitions, 'total', total), null);
     end if;
     update topic t set partitions = total where t.topic_id = before.topic_id;
-    insert into topic_partition (topic_id, partition, segment)
-    select before.topic_id, p, before.active_segment from generate_series(before.partitions, total - 1) p;
+    insert into topic_partition (topic_id, partition, segment, read_only)
+    select before.topic_id, p, before.active_segment, before.read_only
+    from generate_series(before.partitions, total - 1) p;
 end
 $$;
 
@@ -176,6 +177,7 @@ begin
     where e.topic_id = gone.topic_id and e.finished_at is null;
     update remote_segment f set state = 'deleting' where f.topic_id = gone.topic_id;
     delete from tier_restore r where r.topic_id = gone.topic_id;
+    delete from mirrored_topic m where m.topic_id = gone.topic_id;
     delete from topic t where t.topic_id = gone.topic_id;
     insert into deleted_topic (topic_id, name, view_name)
     values (gone.topic_id, gone.name, case when not drop_topic_view(gone.view_name) then gone.view_name end);
