@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import machine, report
 from benchmarks.bloat import bloat
+from benchmarks.compaction import compaction
 from benchmarks.exactly_once import exactly_once
 from benchmarks.fetch import fetch
 from benchmarks.figures import Section
@@ -69,6 +70,12 @@ SCENARIOS: dict[str, _Scenario] = {
     ),
     "segments": lambda server, quick, n: segments(
         server, few=10, many=1000 if quick else 10_000, repetitions=n
+    ),
+    "compaction": lambda server, quick, n: compaction(
+        server,
+        records=1_000_000 if quick else 4_000_000,
+        distinct=1_000_000 if quick else 10_000_000,
+        repetitions=1 if quick else n,
     ),
     "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }

@@ -171,7 +171,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "produce": ("produce:produce", "Write records from a file or stdin to a topic."),
             "consume": ("consume:consume", "Print the records of a topic."),
             "topic": ("topic:topic", "Create, list, describe, alter and delete topics."),
-            "latest": ("latest:latest", "Show the last record of a key in a compacted topic."),
+            "latest": ("latest:latest", "Show the last record of KEY in a compacted topic."),
             "offsets": ("offsets:offsets", "Show where partitions begin and end, or the offset of a time."),
             "group": ("groups:group", "List, describe, reset and delete consumer groups."),
             "share": ("share:share", "List, describe, configure, reset and delete share groups."),
