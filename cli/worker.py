@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -129,7 +130,7 @@ def run(
         notify.tell("READY=1")
         made.run()
         notify.tell("STOPPING=1")
-    _leave(made.running)
+    _leave()
 
 
 @worker.command(
@@ -354,13 +355,17 @@ def _told_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _leave(running: list[str]) -> None:
-    """A thread that is stuck, in a file system that does not answer say, must not keep the process."""
-    if running:
-        import os
+def _leave() -> None:
+    """A thread that is stuck, as a server or a file system does not answer, must not keep the process."""
+    import os
 
-        sys.stderr.flush()
-        os._exit(0)
+    deadline = time.monotonic() + 0.5
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stderr.flush()
+                os._exit(0)
 
 
 def _ms(moment: datetime | None) -> int | None:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Leases:
         self._schema = schema
         self._jobs = list(jobs)
         self._lock = threading.Lock()
+        self._asked_at: float | None = None
         self._stack = contextlib.ExitStack()
         self.connection: Connection | None = None
         self.worker_id: Final = f"{socket.gethostname()[:80]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -95,6 +97,17 @@ class Leases:
         """What a query answers that has one value, yes or no."""
         return bool(self._value(question))
 
+    def hung(self, for_s: float) -> bool:
+        """The server has not answered a question for so long."""
+        asked_at = self._asked_at
+        return asked_at is not None and time.monotonic() - asked_at > for_s
+
+    def drop(self) -> None:
+        """Break the connection, so that whoever waits for an answer gets an error."""
+        connection = self.connection
+        if connection is not None:
+            connection.drop()
+
     def leave(self) -> None:
         """Take this worker out of the list, and let go of everything; then close the connection."""
         try:
@@ -126,11 +139,14 @@ class Leases:
                 # A session that idles between two beats is no sign that anything is wrong.
                 limits = Limits(statement_timeout_ms=5_000, lock_timeout_ms=2_000, idle_timeout_ms=0)
                 self.connection = self._stack.enter_context(opened(self._dsn, self._schema, "worker", limits))
+            self._asked_at = time.monotonic()
             try:
                 yield self.connection
             except LogstoreError:
                 self._close()
                 raise
+            finally:
+                self._asked_at = None
 
 
 def _ms(interval_s: float) -> int:

@@ -40,8 +40,12 @@ SAY_S: Final = 5.0
 """How often it says that it is there."""
 GRACE_S: Final = 5.0
 """How long a job has to finish its step when the worker is told to stop; then its connections are dropped."""
-END_S: Final = 2.0
+END_S: Final = 1.5
 """How long it has after that."""
+LEAVE_S: Final = 1.5
+"""How long the database has to hear that the worker is gone."""
+HUNG_S: Final = 8.0
+"""A server that has not answered a worker's question for so long is taken for gone."""
 LONGEST_SILENCE_S: Final = 8.0
 """Between two attempts to reach a server that does not answer."""
 
@@ -148,7 +152,9 @@ class Worker:
             )
         self._begin()
         try:
-            self._stop.wait()
+            while not self._stop.wait(TICK_S):
+                if self._leases.hung(HUNG_S):
+                    self._leases.drop()
         finally:
             self._end()
 
@@ -188,14 +194,22 @@ class Worker:
             dropped = connections.drop_all(but=self._leases.connection)
             self._journal.note(f"{', '.join(self.running)}: broken off; {dropped} connections dropped")
             self._finished(END_S)
-        # Else the others take over when the leases have run out.
+        # A server that does not answer must not keep us. The others take over when the leases have run out.
+        leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
+        if leaving.is_alive():
+            connections.drop_all()
+        self._journal.note(f"worker {self.worker_id} ends")
+
+    def _leave(self) -> None:
         with contextlib.suppress(LogstoreError):
             self._leases.leave()
-        self._journal.note(f"worker {self.worker_id} ends")
 
     def _finished(self, within_s: float) -> bool:
         """Nothing runs any more; wait for that, and keep the leases meanwhile."""
         deadline = time.monotonic() + within_s
+        beating: threading.Thread | None = None
         while True:
             with self._changed:
                 for stop in self._running.values():
@@ -205,7 +219,9 @@ class Worker:
                     return True
                 if left <= 0:
                     return False
-            self._watch()
+            if beating is None or not beating.is_alive():
+                beating = threading.Thread(target=self._watch, name="beating", daemon=True)
+                beating.start()
 
     def _watch(self) -> None:
         """Ask how the jobs stand, renew leases, and set the clockwork."""

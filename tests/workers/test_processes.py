@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.log import watch
 from tests.support.programs import REPOSITORY, eventually
+from tests.support.servers import Server
 
 SLEEPING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
@@ -109,6 +110,22 @@ def test_told_to_end_in_the_middle_of_a_long_statement(slow: str) -> None:
         assert "statistics: broken off" in errors
     assert job(slow, "state") == "waiting"
     assert job(slow, "failures") == 0
+
+
+def test_told_to_end_while_the_server_does_not_answer(server: Server, database: str) -> None:
+    if server.home is None:
+        pytest.skip("the server's processes are somebody else's")
+    own = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+    with worker(database, "--only", "statistics", "--grace", "0.5") as process:
+        eventually(lambda: watch(database, own, "logstore worker") is not None, "the worker is connected")
+        backend = watch(database, own, "logstore worker")
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import threading
 import urllib.error
 import urllib.request
@@ -27,6 +29,7 @@ from logstore.workers.schedule import Every, Schedule
 from logstore.workers.worker import Worker
 from tests.support.log import watch
 from tests.support.programs import eventually
+from tests.support.servers import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +272,28 @@ def test_a_server_that_goes_away_is_found_again(bench: Bench, monkeypatch: pytes
             )
         runs = worker.tallies["job"].runs
         eventually(lambda: worker.tallies["job"].runs > runs + 1, "more runs")
+
+
+def test_a_server_that_does_not_answer_is_taken_for_gone(
+    bench: Bench, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server.home is None:
+        pytest.skip("the server's processes are somebody else's")
+    monkeypatch.setattr(module, "HUNG_S", 0.2)
+    monkeypatch.setattr(module, "LONGEST_SILENCE_S", 0.1)
+    own = (
+        "SELECT pid FROM pg_stat_activity "
+        "WHERE application_name = 'logstore worker' AND datname = current_database()"
+    )
+    with bench.working(job("job", lambda *_: Came())) as worker:
+        eventually(lambda: worker.tallies["job"].runs >= 1, "a run")
+        backend = watch(bench.dsn, own)
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            runs = worker.tallies["job"].runs
+            eventually(lambda: worker.tallies["job"].runs > runs + 1, "more runs, on another connection")
+        finally:
+            os.kill(backend, signal.SIGCONT)
 
 
 def test_once(bench: Bench) -> None:
