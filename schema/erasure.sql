@@ -210,7 +210,8 @@ return format($copy$
            case when e.cut then h.header_records else b.header_records end as header_records,
            case when e.cut then h.header_keys else b.header_keys end as header_keys,
            case when e.cut then h.header_values else b.header_values end as header_values,
-           b.delete_horizon $erase$
+           case when not e.cut or k."values" is null or array_position(k."values", null) is not null
+                then b.delete_horizon end as delete_horizon $erase$
     else $whole$ b.producer_id, b.producer_epoch, b.base_sequence, b.last_sequence, b.size_bytes, b.record_count,
            smallest_timestamp(b) as min_timestamp,
            b.max_timestamp, b.offset_deltas, b.timestamps, b.keys, b."values", b.header_records, b.header_keys,

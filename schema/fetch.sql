@@ -134,10 +134,10 @@ begin
                        and (remaining > 0 or not begun)) is not true;
         leaf := 'b_' || part.topic_id || '_' || case
             when part."offset" >= part.segment_start then part.segment
-            else (select s.segment from sealed_segment s
-                  where s.topic_id = part.topic_id and s.partition = part.partition
-                    and s.last_offset >= part."offset"
-                  order by s.last_offset limit 1) end;
+            else coalesce((select s.segment from sealed_segment s
+                           where s.topic_id = part.topic_id and s.partition = part.partition
+                             and s.last_offset >= part."offset"
+                           order by s.last_offset limit 1), part.segment) end;
         continue when to_regclass(leaf) is null;
         got := 0;
         -- Rows come as the loop goes on, so leaving it leaves the others unread; their arrays stay where they

@@ -77,9 +77,9 @@ begin
     if "offset" >= p.segment_start then
         return p.segment;
     end if;
-    return (select s.segment from sealed_segment s
-            where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= "offset"
-            order by s.last_offset limit 1);
+    return coalesce((select s.segment from sealed_segment s
+                     where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= "offset"
+                     order by s.last_offset limit 1), p.segment);
 end
 $$;
 

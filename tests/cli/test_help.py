@@ -30,7 +30,8 @@ ALL = [pytest.param(path, command, id=" ".join(path)) for path, command in comma
 EXPECTED = {
     "quota set", "quota list", "quota remove",
     "topic create", "topic list", "topic describe", "topic alter", "topic add-partitions",
-    "topic delete", "topic erase", "latest", "group list", "group describe", "group lag", "group reset-offsets", "group delete",
+    "topic delete", "topic erase", "latest",
+    "group list", "group describe", "group lag", "group reset-offsets", "group delete",
     "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
     "sql", "perf produce", "perf consume", "perf e2e", "share list", "share describe", "share alter",
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",

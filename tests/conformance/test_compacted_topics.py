@@ -110,3 +110,40 @@ def test_erasing_a_key(colour: Colour, database: str) -> None:
     assert [(record.offset, record.key) for record in read(consumer, 1)] == [(1, b"bob")]
     with pytest.raises(UnknownTopicOrPartitionError):
         admin.erase_key("nothing", b"alice")
+
+
+def test_batches_without_records_are_passed_over(colour: Colour, database: str) -> None:
+    admin = colour.admin(database)
+    admin.create_topic("t", configs={"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0"})
+    producer = colour.producer(database)
+    for number in range(3):
+        producer.send("t", b"%d" % number, key=b"same").get(30)
+        with psycopg.connect(database, prepare_threshold=None) as connection:
+            connection.execute("UPDATE logstore.topic SET roll_at = 0")
+        while roll.run_once(database).topics:
+            pass
+    compaction.run_once(database)
+    with psycopg.connect(database, prepare_threshold=None) as connection:
+        query = (
+            "SELECT record_count FROM logstore.batches JOIN logstore.topic_segment USING (topic_id, segment)"
+        )
+        counts = connection.execute(query + " WHERE live ORDER BY last_offset").fetchall()
+    assert counts == [(0,), (0,), (1,)]
+
+    consumer = colour.consumer("t", dsn=database, group_id="g", auto_offset_reset="earliest")
+    (record,) = read(consumer, 1)
+    assert (record.offset, record.value) == (2, b"2")
+    assert consumer.position(TP) == 3
+    consumer.commit()
+    consumer.close()
+
+    with psycopg.connect(database, prepare_threshold=None) as connection:
+        connection.execute(
+            "SELECT logstore.alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')"
+        )
+    sharing = colour.share_consumer("t", dsn=database, group_id="s")
+    shared = []
+    while not shared:
+        shared = [each for part in sharing.poll(timeout_ms=10_000).values() for each in part]
+    assert [each.offset for each in shared] == [2]
+    sharing.close()
