@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from logstore.cli.clients import open_admin
-from logstore.cli.output import Column, human_bytes, print_json, print_rows
+from logstore.cli.output import Column, print_json, print_rows
 from logstore.cli.root import Group, connection_options, output_option, settings
 from logstore.quotas import DEFAULT_ENTITY, ClientQuotaEntity
 
@@ -146,15 +146,9 @@ def list_(usage: bool) -> None:
         )
         return
     print_rows(
-        ["role", "client id", Column("produce", number=True), Column("fetch", number=True)],
+        ["role", "client id", Column("produce bytes/s", number=True), Column("fetch bytes/s", number=True)],
         [
-            (
-                *entity,
-                *(
-                    None if name not in rates else f"{human_bytes(rates[name])}/s"
-                    for name in ("producer_byte_rate", "consumer_byte_rate")
-                ),
-            )
+            (*entity, rates.get("producer_byte_rate"), rates.get("consumer_byte_rate"))
             for entity, rates in found.items()
         ],
         empty="No quotas: everybody may use what there is.",
