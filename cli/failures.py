@@ -82,6 +82,7 @@ BY_CLASS: Final[Mapping[str, int]] = {
     "DeliveryTimeoutError": UNAVAILABLE,
     "BufferExhaustedError": UNAVAILABLE,
     "AuthenticationFailedError": NOT_PERMITTED,
+    "CertificateError": NOT_PERMITTED,
     "AuthorizationFailedError": NOT_PERMITTED,
     "SchemaError": SCHEMA,
     "UnsupportedServerError": SCHEMA,

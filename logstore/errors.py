@@ -56,6 +56,7 @@
     ├── OutOfOrderSequenceError            records that the producer sent before this one are not in the log
     ├── DuplicateSequenceError             the batch is in the log, too long ago to know where
     ├── AuthenticationFailedError
+    ├── CertificateError                   a certificate was not accepted: expired, or not the server's
     ├── AuthorizationFailedError
     ├── SchemaError
     │   ├── SchemaMissingError             the database has no log: `logstore db upgrade`
@@ -80,6 +81,7 @@ __all__ = [
     "AuthenticationFailedError",
     "AuthorizationFailedError",
     "BufferExhaustedError",
+    "CertificateError",
     "ClientClosedError",
     "ClusterError",
     "CommitFailedError",
@@ -437,6 +439,12 @@ class DuplicateSequenceError(LogstoreError):
 
 class AuthenticationFailedError(LogstoreError):
     """The server refused the user or the password."""
+
+
+class CertificateError(LogstoreError):
+    """A certificate was not accepted: it has expired, is not the server's, or nobody vouches for it."""
+
+    advice = "Renew it, or name the authority that signed it with sslrootcert in the DSN."
 
 
 class AuthorizationFailedError(LogstoreError):

@@ -17,7 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "logstore" / "_async"
 TARGET = ROOT / "logstore" / "_sync"
-BY_HAND = {"__init__.py", "apart.py", "borrowed.py", "concurrency.py", "driver.py", "lent.py"}
+BY_HAND = {
+    "__init__.py",
+    "apart.py",
+    "borrowed.py",
+    "concurrency.py",
+    "diagnosis.py",
+    "driver.py",
+    "lent.py",
+}
 
 RULES: list[tuple[str, str]] = [
     (r"\basync (def|with|for)\b", r"\1"),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from math import inf
 from time import monotonic
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 import asyncpg
 import psycopg
@@ -23,10 +23,11 @@ from psycopg.conninfo import conninfo_to_dict
 from logstore._core import outcome
 from logstore._core.arrays import ArrayParameter
 from logstore._core.call import Call
-from logstore._core.dsn import KEEPALIVE, connect_error, describe
+from logstore._core.dsn import KEEPALIVE, asyncpg_arguments, certificate_refused, connect_error, describe
 from logstore._core.hosts import Access, Standing
 from logstore.errors import (
     AuthorizationFailedError,
+    CertificateError,
     ConfigurationError,
     ConnectionFailedError,
     InvalidArgumentError,
@@ -38,27 +39,6 @@ __all__ = ["Connection", "parameters_of"]
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT_S = 2.0
-
-# What libpq knows and asyncpg does not; sending them to the server as settings would be an error.
-_LIBPQ_ONLY = (
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "gssdelegation",
-    "gssencmode",
-    "hostaddr",
-    "keepalives",
-    "load_balance_hosts",
-    "max_protocol_version",
-    "min_protocol_version",
-    "require_auth",
-    "requirepeer",
-    "sslcertmode",
-    "sslcompression",
-    "sslsni",
-    "tcp_user_timeout",
-)
-_ARGUMENTS = ("user", "password", "passfile", "target_session_attrs", "krbsrvname", "gsslib")
 
 
 def parameters_of(dsn: str) -> dict[str, Any]:
@@ -110,7 +90,7 @@ class Connection:
         parameters.setdefault("application_name", application_name)
         try:
             raw = await asyncpg.connect(
-                **_asyncpg_arguments(parameters), timeout=timeout_s, statement_cache_size=0
+                **asyncpg_arguments(parameters), timeout=timeout_s, statement_cache_size=0
             )
         except TimeoutError as error:
             raise connect_error(where, None, f"no answer within {timeout_s:g} s") from error
@@ -118,6 +98,8 @@ class Connection:
             raise connect_error(where, error.sqlstate, str(error)) from error
         except (asyncpg.ClientConfigurationError, ValueError, TypeError) as error:
             raise ConfigurationError(f"The DSN for {where} does not fit: {error}.") from None
+        except ssl.SSLCertVerificationError as error:
+            raise CertificateError(certificate_refused(where, error.verify_message)) from error
         except (OSError, asyncpg.InterfaceError) as error:
             raise connect_error(where, None, str(error) or type(error).__name__) from error
         _keep_alive(raw, parameters)
@@ -352,23 +334,3 @@ def _keep_alive(raw: asyncpg.Connection[asyncpg.Record], parameters: Mapping[str
                 end.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), chosen[name])
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, chosen["tcp_user_timeout"])
-
-
-def _asyncpg_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What libpq understands, as asyncpg takes it."""
-    left = {name: str(value) for name, value in parameters.items() if value is not None}
-    arguments: dict[str, Any] = {name: left.pop(name) for name in _ARGUMENTS if name in left}
-    if hosts := left.pop("host", None) or left.get("hostaddr"):
-        arguments["host"] = hosts.split(",")
-    if ports := left.pop("port", None):
-        numbers = [int(port or 5432) for port in ports.split(",")]
-        count = len(arguments.get("host", ())) or len(numbers)
-        arguments["port"] = numbers * count if len(numbers) == 1 else numbers
-    if database := left.pop("dbname", None):
-        arguments["database"] = database
-    left = {name: value for name, value in left.items() if not name.startswith(_LIBPQ_ONLY)}
-    tls = {name: left.pop(name) for name in list(left) if name.startswith("ssl") or name == "service"}
-    if tls:
-        arguments["dsn"] = "postgresql://?" + urlencode(tls)
-    arguments["server_settings"] = left
-    return arguments

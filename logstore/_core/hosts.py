@@ -168,6 +168,11 @@ class Group:
         self._first: tuple[Host, str] | None = None
         self._newest: tuple[Host, int] | None = None
 
+    @property
+    def was_led(self) -> bool:
+        """One of them was a leader."""
+        return self._newest is not None
+
     def admit(self, host: Host, standing: Standing) -> None:
         """``host`` stands so.
 

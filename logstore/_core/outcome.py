@@ -5,6 +5,7 @@ from __future__ import annotations
 from logstore.errors import (
     ConnectionFailedError,
     LogstoreError,
+    NotEnoughReplicasError,
     RequestTimedOutError,
     UnknownOutcomeError,
     from_server,
@@ -25,6 +26,9 @@ def refused(
     followers.  Every other error means that nothing was written.
     """
     error = from_server(sqlstate, message, detail, hint)
+    if isinstance(error, NotEnoughReplicasError):
+        # Whose followers are missing is the first thing to know.
+        return NotEnoughReplicasError(f"{where}: {message}", advice=hint or None, details=error.details)
     if isinstance(error, ConnectionFailedError):
         return connection_lost(message, committing=committing, where=where)
     return error

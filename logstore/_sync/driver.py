@@ -30,6 +30,7 @@ from logstore._core.arrays import ARRAYS
 from logstore._core.call import Call
 from logstore._core.dsn import KEEPALIVE, connect_error, describe
 from logstore._core.hosts import Access, Standing
+from logstore._sync.diagnosis import diagnosed
 from logstore.errors import (
     AuthorizationFailedError,
     ConfigurationError,
@@ -229,6 +230,11 @@ class Connection:
         except psycopg.Error as error:
             needs_password = error.pgconn is not None and bool(error.pgconn.needs_password)
             sqlstate = "28P01" if needs_password else error.sqlstate
+            if sqlstate is None:
+                used_password = error.pgconn is not None and bool(error.pgconn.used_password)
+                known = diagnosed(where, parameters, used_password=used_password)
+                if known is not None:
+                    raise known from error
             raise connect_error(where, sqlstate, str(error)) from error
         connection = cls(raw, where)
         try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import random
 from shlex import quote
 from time import monotonic
 from typing import ClassVar
@@ -13,7 +14,7 @@ from logstore._core.calls import Calls, ServerInfo
 from logstore._core.hosts import Group, Host, Roster, none_will_do, not_wanted
 from logstore._core.masking import masked
 from logstore._sync.apart import SharedLock
-from logstore._sync.concurrency import offload
+from logstore._sync.concurrency import offload, sleep
 from logstore._sync.driver import Connection, parameters_of
 from logstore._sync.sentry import Sentry
 from logstore.embedded.dsn import Resolved, resolve
@@ -32,6 +33,9 @@ __all__ = ["Session"]
 OLDEST_SERVER = 150000
 HOST_S = 3.0
 """How long one of several hosts is given to answer."""
+ELECTION_S = 2.0
+"""How long one attempt to connect waits for a group that had a leader to have one again."""
+LOOK_AGAIN_S = 0.1
 _NO_SUCH_SCHEMA_OR_FUNCTION = ("3F000", "42883")
 
 
@@ -88,7 +92,23 @@ class Session:
     def _open_one_of(self, roster: Roster, dsn: str, timeout_s: float) -> tuple[Connection, ServerInfo]:
         if not roster.several:
             return self._open_host(roster.hosts[0], "any", dsn, timeout_s)
-        each_s, until = min(timeout_s, HOST_S), monotonic() + timeout_s
+        until = monotonic() + timeout_s
+        give_up = min(until, monotonic() + ELECTION_S)
+        while True:
+            opened, tried = self._look_for_one(roster, dsn, until)
+            if opened is not None:
+                return opened
+            error = none_will_do(roster.wanted, tried)
+            # A group that had a leader will have one again, in a moment.
+            pause_s = LOOK_AGAIN_S * (0.8 + 0.4 * random())
+            if not error.retriable or not self._group.was_led or monotonic() + pause_s >= give_up:
+                raise error
+            sleep(pause_s)
+
+    def _look_for_one(
+        self, roster: Roster, dsn: str, until: float
+    ) -> tuple[tuple[Connection, ServerInfo] | None, list[tuple[Host, LogstoreError]]]:
+        """One look at every host: the first that will do, and why those before it will not."""
         tried: list[tuple[Host, LogstoreError]] = []
         rounds = ("standby", "any") if roster.wanted == "prefer-standby" else (roster.wanted,)
         for wanted in rounds:
@@ -97,7 +117,7 @@ class Session:
                 if tried and left_s <= 0:
                     break
                 try:
-                    opened = self._open_host(host, wanted, dsn, max(0.1, min(each_s, left_s)))
+                    opened = self._open_host(host, wanted, dsn, max(0.1, min(HOST_S, left_s)))
                 except LogstoreError as error:
                     tried.append((host, error))
                     if isinstance(error, ConnectionFailedError | RequestTimedOutError):
@@ -107,8 +127,8 @@ class Session:
                 if dsn not in Session._met:
                     self._meet(opened[0], [other for other in roster.hosts if other is not host], tried)
                     Session._met.add(dsn)
-                return opened
-        raise none_will_do(roster.wanted, tried)
+                return opened, tried
+        return None, tried
 
     def _meet(
         self, connection: Connection, others: Sequence[Host], tried: Sequence[tuple[Host, LogstoreError]]
