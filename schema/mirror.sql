@@ -207,6 +207,7 @@ declare
     oldest int8;
     disorder int8;
     segment_bytes int8;
+    tip_time int8;
     min_timestamp int8;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -225,10 +226,10 @@ begin
 
     -- A second statement, as in append().
     execute format('select b.last_offset + 1, b.segment_max_timestamp, b.segment_min_timestamp,
-                           b.segment_disorder, b.segment_bytes
+                           b.segment_disorder, b.segment_bytes, b.append_time
                     from %I b where b.partition = $1 order by b.last_offset desc limit 1',
                    'b_' || topic_id || '_' || segment)
-    into end_offset, newest, oldest, disorder, segment_bytes using "partition";
+    into end_offset, newest, oldest, disorder, segment_bytes, tip_time using "partition";
     if coalesce(end_offset, segment_start) <> base_offset then
         return coalesce(end_offset, segment_start);
     end if;
@@ -264,6 +265,13 @@ begin
     if leader_epoch > epoch then
         update topic_partition p set leader_epoch = mirror_append.leader_epoch
         where p.topic_id = mirror_append.topic_id and p.partition = mirror_append.partition;
+    end if;
+    if timestamp_type = 0 then
+        append_time := greatest(append_time, tip_time);
+    elsif timestamps is not null then
+        -- The other log has rewritten it: batches of several moments have become one.
+        update topic_segment s set rewritten = true
+        where s.topic_id = mirror_append.topic_id and s.segment = active and not s.rewritten;
     end if;
     newest := greatest(newest, max_timestamp);
     oldest := least(oldest, min_timestamp);

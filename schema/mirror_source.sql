@@ -24,8 +24,8 @@ declare
     begun boolean := false;
 begin
     select t.segment, t.segment_start, t.local_start, h.high_watermark into tip
-    from partition_tips(array[topic_id], array["partition"]) t,
-         high_watermarks(array[topic_id], array["partition"]) h;
+    from partition_tips(array[mirror_read.topic_id], array[mirror_read.partition]) t,
+         high_watermarks(array[mirror_read.topic_id], array[mirror_read.partition]) h;
     if ("offset" >= tip.local_start and "offset" < tip.high_watermark) is not true then
         return;
     end if;
