@@ -256,12 +256,14 @@ topic.add_command(erase)
 
 def _reclaim(dsn: str | None) -> None:
     """Give the space back now; what somebody still uses stays until the next deletion."""
-    from logstore.workers import reclaim
+    from logstore.workers import reclaim, tier
 
     if dsn is not None:
-        # The topics are deleted, whatever becomes of their space.
+        # The topics are deleted, whatever becomes of their space and of their files.
         with suppress(LogstoreError):
             reclaim.run_once(dsn, settings().schema)
+        with suppress(LogstoreError):
+            tier.run_once(dsn, settings().schema, deleted=True)
 
 
 def _newest(partitions: Sequence[dict[str, Any]]) -> str | None:

@@ -102,6 +102,8 @@ def downgrade(dsn: str, schema: str, revision: str) -> None:
             True,
         ):
             _refuse_to_lose_what_is_staged(raw)
+        if revision != "base" and revision < "0010":
+            _refuse_to_lose_what_is_in_files(raw)
         _run_script(raw, objects.uninstall_text())
         steps.downgrade(revision)
         if revision == "base":
@@ -116,6 +118,18 @@ def _refuse_to_lose_what_is_staged(raw: Raw) -> None:
             f"{row[0]} records are committed and not in the log yet.",
             advice="Call drain() until it answers 0, then downgrade.",
             details={"records": row[0]},
+        )
+
+
+def _refuse_to_lose_what_is_in_files(raw: Raw) -> None:
+    if raw.execute("SELECT to_regclass('remote_segment') IS NOT NULL").fetchone() != (True,):
+        return
+    row = raw.execute("SELECT count(*) FROM topic_partition WHERE local_start > log_start").fetchone()
+    if row and row[0]:
+        raise errors.SchemaError(
+            f"{row[0]} partitions have records in files only, which no earlier release can read.",
+            advice="Bring them back with `logstore tier restore`, then downgrade.",
+            details={"partitions": row[0]},
         )
 
 

@@ -25,7 +25,7 @@ begin
                  and (before is null or f.min_timestamp < before)) then
         raise notice 'records from offset % to before % of partition % of topic % are in files, not read here',
             from_offset, to_offset, "partition", shown(topic)
-            using hint = 'logstore.read() in Python and consumers read both; see the view remote_segments.';
+            using hint = 'Consumers read both, and so does read() of the Python package. See the view remote_segments.';
     end if;
 end
 $$;

@@ -84,9 +84,14 @@ class _Stopped(Exception):
 
 
 def run_once(
-    dsn: str, schema: str = "logstore", *, topic: str | None = None, stop: threading.Event | None = None
+    dsn: str,
+    schema: str = "logstore",
+    *,
+    topic: str | None = None,
+    deleted: bool = False,
+    stop: threading.Event | None = None,
 ) -> Tiered:
-    """Do whatever is to be done about files: for ``topic``, or for all.
+    """Do whatever is to be done about files: for ``topic``, for topics that were deleted, or for all.
 
     It may be killed anywhere: nothing leaves PostgreSQL before its file was written, read back and found to
     be what was written, and what is left half done is cleared away by the next run.  Two at once do no harm:
@@ -100,7 +105,7 @@ def run_once(
     with opened(dsn, schema, "tier") as control:
         topics = control.rows("SELECT topic_id, name, copies, url FROM {}.tiered_topics()")
         for topic_id, name, copies, url in topics:
-            if stop.is_set() or (topic is not None and name != topic):
+            if stop.is_set() or (deleted and name is not None) or (topic is not None and name != topic):
                 continue
             before = tally.came_to()
             try:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from logstore import migrations
 from logstore.cli.root import root
+from logstore.errors import SchemaError
 from logstore.workers import reclaim, tier_restore
 from tests.support import objectstore
 from tests.support.tiered import TieredLog
@@ -111,6 +113,29 @@ def test_other_commands_see_the_whole_topic(log: TieredLog) -> None:
     code, output = run(log, "consume", "t", "--from-beginning", "--partition", "0", "--max-messages", "200")
     assert code == 0, output
     assert output.count("value ") == sum(record[4] is not None for record in log.records[0])
+
+
+def test_deleting_a_topic(log: TieredLog, tmp_path: Path) -> None:
+    assert run(log, "topic", "delete", "t", "--yes")[0] == 0
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_downgrade_would_lose_records(log: TieredLog) -> None:
+    with pytest.raises(SchemaError, match="in files only"):
+        migrations.downgrade(log.dsn, "logstore", "0009")
+    tier_restore.restore(log.dsn, "t")
+    migrations.downgrade(log.dsn, "logstore", "0009")
+
+
+def test_killed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.tier_killed", "--every", "13", "--only", "copy"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing was left over" in done.stdout
 
 
 PROGRAM = """

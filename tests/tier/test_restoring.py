@@ -52,8 +52,8 @@ def test_everything_comes_back(log: TieredLog) -> None:
         path.unlink()
     assert everything(log) == log.everything()
     for offset in range(0, 200, 7):
-        found = log.value('SELECT min("offset") FROM read(\'t\', 0, from_time => to_timestamp(%s::float8 / 1000))',
-                          START_MS + offset * 10)  # fmt: skip
+        query = "SELECT min(\"offset\") FROM read('t', 0, from_time => to_timestamp(%s::float8 / 1000))"
+        found = log.value(query, START_MS + offset * 10)
         assert found == offset
 
 
