@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -292,6 +293,21 @@ def test_a_transaction_that_stays_open_keeps_nobody_from_charging(
     holder.execute("ROLLBACK")
     # It was charged: whoever tries again has used the network twice.
     assert charge(other, "produce", 0) > 400
+
+
+def test_nothing_that_is_charged_at_the_same_moment_is_lost(
+    session: Session, connect: Connect, clock: Clock
+) -> None:
+    alter(session, None, "etl", producer_byte_rate=10_000)
+    clients = [connect(application_name="etl") for _ in range(4)]
+
+    def run(client: Session) -> None:
+        client.execute("SELECT charge_quota('produce', 100, false) FROM generate_series(1, 300)")
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        list(pool.map(run, clients))
+    assert charge(session, "produce", 0) == 0, "the test's own session has no quota"
+    assert charge(clients[0], "produce", 0) == (4 * 300 * 100 - 10_000) // 10
 
 
 def test_the_first_of_a_default_keeps_nobody_waiting(
