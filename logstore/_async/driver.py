@@ -96,10 +96,10 @@ class Connection:
             raise connect_error(where, None, f"no answer within {timeout_s:g} s") from error
         except asyncpg.PostgresError as error:
             raise connect_error(where, error.sqlstate, str(error)) from error
+        except ssl.SSLCertVerificationError as error:  # which is a ValueError, too
+            raise CertificateError(certificate_refused(where, error.verify_message)) from error
         except (asyncpg.ClientConfigurationError, ValueError, TypeError) as error:
             raise ConfigurationError(f"The DSN for {where} does not fit: {error}.") from None
-        except ssl.SSLCertVerificationError as error:
-            raise CertificateError(certificate_refused(where, error.verify_message)) from error
         except (OSError, asyncpg.InterfaceError) as error:
             raise connect_error(where, None, str(error) or type(error).__name__) from error
         _keep_alive(raw, parameters)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -15,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logstore.errors import (
     AuthenticationFailedError,
+    CertificateError,
     ConfigurationError,
     ConnectionFailedError,
     NotEnoughReplicasError,
@@ -64,6 +69,37 @@ def refusing_server() -> Iterator[int]:
         threading.Thread(target=serve, daemon=True).start()
         yield listener.getsockname()[1]
         # Closing alone does not end an accept().
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def expired_server(directory: Path) -> Iterator[tuple[int, Path]]:
+    """The port of a server whose certificate was good until yesterday, and that certificate."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    key, request, certificate = (directory / name for name in ("key.pem", "request.pem", "certificate.pem"))
+
+    def run(*arguments: object) -> None:
+        subprocess.run([openssl, *map(str, arguments)], check=True, capture_output=True)
+
+    run("req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=db", "-keyout", key, "-out", request)
+    run("x509", "-req", "-in", request, "-signkey", key, "-days", "-1", "-out", certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client, suppress(OSError):
+                        client.recv(8)
+                        client.sendall(b"S")
+                        context.wrap_socket(client, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], certificate
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -156,6 +192,18 @@ def test_a_wrong_password_on_one_host_is_told_with_its_name(
         own = make_conninfo(database, password="secret")
         with pytest.raises(AuthenticationFailedError, match=f"127.0.0.1:{port}"):
             colour.producer(together(own, wrong, sslmode="disable"))
+
+
+def test_an_expired_certificate_is_told(
+    colour: Colour, database: str, tmp_path: Path, appender: Appender
+) -> None:
+    with expired_server(tmp_path) as (port, certificate):
+        checked = {"sslmode": "verify-ca", "sslrootcert": str(certificate)}
+        alone = make_conninfo(database, host="127.0.0.1", port=port, **checked)
+        with pytest.raises(CertificateError, match=f"127.0.0.1:{port}.*expired"):
+            colour.producer(alone)
+        with pytest.raises(CertificateError, match=f"127.0.0.1:{port}.*expired"):
+            colour.producer(together(database, alone, **checked))
 
 
 def test_a_connection_that_is_lost_is_opened_again_wherever_the_leader_is(
