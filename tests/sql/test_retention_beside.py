@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 
 from logstore.workers import reclaim, retention, roll
@@ -188,3 +189,21 @@ def test_several_at_once(connect: Connect, session: Session, log_dsn: str, parti
     assert rows(session, "SELECT FROM dropped_segment") == []
     assert value(session, "SELECT count(*) FROM topic_segment") == value(session, LEAVES)
     assert value(session, "SELECT count(*) FROM records") == 2 * partitions + 30
+
+
+def test_through_a_pooler_everything_but_the_space(pgbouncer_dsn: str) -> None:
+    with psycopg.connect(pgbouncer_dsn, autocommit=True, prepare_threshold=None) as session:
+        query = "SELECT logstore.create_topic('t', 2, %s)"
+        topic = value(session, query, json.dumps({**CONFIGS, "segment.ms": "1"}))
+        for _ in range(3):
+            session.execute(
+                "SELECT logstore.append(%s::int4, 0, 1, 5, null, null, %s::bytea[], null, null, null,"
+                " 1::int2)",
+                (topic, [b"x" * 100]),
+            )
+        session.execute("SELECT logstore.delete_records('t', 0, 2)")
+        assert roll.run_once(pgbouncer_dsn).partitions == 2
+        assert retention.run_once(pgbouncer_dsn).segments >= 2
+        assert reclaim.run_once(pgbouncer_dsn) == reclaim.Reclaimed((), ())
+        assert value(session, "SELECT count(*) FROM logstore.dropped_segment") >= 2
+        assert value(session, "SELECT count(*) FROM logstore.records") == 1
