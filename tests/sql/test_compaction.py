@@ -161,6 +161,8 @@ def test_what_is_worth_compacting(session: Session, log_dsn: str) -> None:
         assert rows(session, due) == [], "half of it is dirty, and 0.6 are wanted"
         session.execute("""SELECT alter_topic('t', '{"max.compaction.lag.ms": "7200000"}')""")
         assert rows(session, due) == []
+        roll_at = value(session, "SELECT roll_at FROM topic WHERE topic_id = %s", topic_id)
+        assert roll_at <= clock.now_ms + 2 * HOURS, "the head is closed in time to be compacted"
         clock.advance(HOURS + 1)
         ((_, reason),) = rows(session, due)
         assert reason == "lag"

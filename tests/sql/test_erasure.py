@@ -7,7 +7,7 @@ import hashlib
 from logstore.workers import compaction, erasure, reclaim
 from tests.support.clock import Clock
 from tests.support.compacting import all_records, audit, close_segments, create, keyed, start
-from tests.support.sqllog import NOW_MS, Session, append, refused, rows, value
+from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
 
 STATE = "SELECT state, records, key_sha256 FROM erasures ORDER BY erasure_id"
 
@@ -87,6 +87,22 @@ def test_a_compaction_that_is_under_way_is_finished_first(session: Session, log_
     session.execute("SELECT erase_key('t', 'a'::text)")
     erasure.run_once(log_dsn)
     assert [record[2] for record in all_records(session)] == [b"b"]
+    assert audit(session, topic_id) == []
+
+
+def test_what_comes_after_the_request_stays(session: Session, log_dsn: str, connect: Connect) -> None:
+    topic_id = create(session, cleanup_policy="delete")
+    keyed(session, topic_id, a="before", b="1")
+    other = connect()
+    with other.transaction():
+        # So that the topic cannot go on to its next segment: what comes after is in the same one.
+        other.execute(f"LOCK TABLE ONLY b_{topic_id} IN SHARE UPDATE EXCLUSIVE MODE")
+        session.execute("SELECT erase_key('t', 'a'::text)")
+    keyed(session, topic_id, b="2", a="after")
+    came_to = erasure.run_once(log_dsn)
+    assert came_to.rewritten == 1
+    assert [record[3] for record in all_records(session)] == [b"1", b"2", b"after"]
+    assert rows(session, "SELECT state, records FROM erasures") == [("removed", 1)]
     assert audit(session, topic_id) == []
 
 

@@ -46,9 +46,16 @@ def test_of_several_partitions_the_one_that_was_appended_last(session: Session) 
     keyed(session, topic_id, 2, a="third")
     session.execute("UPDATE batches SET append_time = append_time + 10 * last_offset WHERE partition = 2")
     assert rows(session, LATEST, "t", "a") == [(2, 1, b"third")]
+    keyed(session, topic_id, 1, b="older")
+    keyed(session, topic_id, 0, b="newer")
+    session.execute("UPDATE batches SET append_time = 1 WHERE partition = 1")
+    assert rows(session, LATEST, "t", "b") == [(0, 1, b"newer")]
+    # What is below its partition's start does not count.
+    session.execute("SELECT delete_records('t', 0, 2)")
+    assert rows(session, LATEST, "t", "b") == [(1, 0, b"older")]
     in_partition = "SELECT value FROM latest(%s, %s::text, %s)"
-    assert rows(session, in_partition, "t", "a", 0) == [(b"second",)]
-    assert rows(session, in_partition, "t", "a", 1) == []
+    assert rows(session, in_partition, "t", "b", 1) == [(b"older",)]
+    assert rows(session, in_partition, "t", "a", 0) == rows(session, in_partition, "t", "a", 1) == []
     assert refused(session, in_partition, "t", "a", 3).sqlstate == "LS001"
 
 
