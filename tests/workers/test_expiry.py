@@ -134,6 +134,9 @@ def test_what_was_delivered_too_often_dies_though_nobody_asks(session: Session, 
         "UPDATE logstore.share_group SET delivery_limit = 1, dead_letter_topic = 'dead', copy_record = true"
     )
     session.execute("SELECT FROM logstore.acquire('s', 'm', '{t}', 10)")
+    assert session.execute(
+        "SELECT logstore.expire_share_locks(group_id) FROM logstore.log_group"
+    ).fetchone() == (0,)
     assert expiry.run_once(database).share_ranges == 0
     session.execute("UPDATE logstore.share_flight SET due_at = now() - interval '1 s'")
     assert expiry.run_once(database) == Expired(share_ranges=1)

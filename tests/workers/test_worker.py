@@ -21,7 +21,7 @@ from logstore.errors import ServerBusyError
 from logstore.migrations import REQUIRED_REVISION
 from logstore.workers import health, leases
 from logstore.workers import worker as module
-from logstore.workers.connections import opened
+from logstore.workers.connections import Limits, opened
 from logstore.workers.job import RunOnce
 from logstore.workers.jobs import Job
 from logstore.workers.journal import Journal
@@ -235,8 +235,8 @@ def test_told_to_stop_it_breaks_off_what_does_not_end(bench: Bench) -> None:
     )
 
     def run(dsn: str, _stop: threading.Event) -> Came:
-        with opened(dsn, "logstore", "sleeper") as connection:
-            connection.rows("SELECT pg_sleep(20)")
+        with opened(dsn, "logstore", "sleeper", Limits(statement_timeout_ms=0)) as connection:
+            connection.rows("SELECT pg_sleep(100)")
         return Came()
 
     with bench.working(job("job", run), grace_s=0.1):
@@ -259,6 +259,21 @@ def test_a_log_of_another_revision_is_left_alone(bench: Bench) -> None:
             eventually(lambda: worker.tallies["job"].runs > 0, "a run")
         messages = [line["message"] for line in bench.lines() if "message" in line]
         assert messages.count("all is well again") == 1
+
+
+def test_a_log_that_is_upgraded_under_it_is_left_alone(bench: Bench) -> None:
+    ticks: list[int] = []
+    with bench.working(job("job", lambda *_: Came()), on_tick=lambda: ticks.append(1)) as worker:
+        eventually(lambda: worker.tallies["job"].runs > 0, "a run")
+        with psycopg.connect(bench.dsn) as connection:
+            connection.execute("UPDATE logstore.alembic_version SET version_num = '9999'")
+        eventually(lambda: "revision 9999" in bench.journal.getvalue(), "a complaint")
+        eventually(lambda: worker.running == [], "the end of what ran")
+        runs = worker.tallies["job"].runs
+        ticks.clear()
+        # That is ten times as long as the job's interval.
+        eventually(lambda: len(ticks) > 20, "some ticks")
+        assert worker.tallies["job"].runs == runs
 
 
 def test_a_server_that_goes_away_is_found_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
