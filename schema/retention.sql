@@ -376,5 +376,12 @@ begin atomic
     where ('delete' = any (string_to_array(c.configs ->> 'cleanup.policy', ','))
            and (c.configs ->> 'retention.ms' <> '-1' or c.configs ->> 'retention.bytes' <> '-1'))
        or exists (select from topic_partition p where p.topic_id = t.topic_id and p.log_start > 0)
+       -- Erasure closes segments, also such as have no record.
+       or exists (select from topic_segment s
+                  where s.topic_id = t.topic_id and s.live and s.segment <> t.active_segment
+                    and not exists (select from topic_partition p
+                                    where p.topic_id = t.topic_id and p.segment = s.segment)
+                    and not exists (select from sealed_segment z
+                                    where z.topic_id = t.topic_id and z.segment = s.segment))
     order by t.topic_id;
 end;

@@ -195,19 +195,42 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         before = places(self.session, self.id)
-        ratios = {
-            partition: dirty_ratio(each, before[partition].compacted_to, before[partition].segment_start)
+        policy = self.policy
+        ratio = max(
+            dirty_ratio(each, before[partition].compacted_to, before[partition].segment_start)
             for partition, each in spans(self.session, self.id).items()
-        }
+        )
+        worth_while = (
+            ratio > policy.min_cleanable_dirty_ratio
+            or policy.max_compaction_lag_ms < 1 << 62
+            or any(
+                until <= self.clock.now_ms
+                for model in self.model.values()
+                for until in model.horizons.values()
+            )
+        )
         jobs.run(self.dsn, "compaction")
         after = places(self.session, self.id)
         there = visible(self.session, self.topic)
         for partition, model in self.model.items():
-            self.compare(
-                model, before[partition], after[partition], ratios[partition], there.get(partition, [])
-            )
+            self.compare(model, before[partition], after[partition], worth_while, there.get(partition, []))
 
-    def compare(self, model: Model, before: Place, after: Place, ratio: float, there: list[Record]) -> None:
+    @rule(key=st.sampled_from(KEYS))
+    def erase(self, key: bytes) -> None:
+        """It goes from wherever it is; what comes afterwards stays."""
+        self.session.execute("SELECT erase_key(%s, %s::bytea)", [self.topic, key])
+        for _ in range(10):
+            jobs.run(self.dsn, "erasure")
+            if not value(self.session, "SELECT count(*) FROM pending_erasures(%s)", self.id):
+                break
+        else:
+            raise AssertionError("the key is not erased")
+        for model in self.model.values():
+            model.records = [record for record in model.records if record.key != key]
+
+    def compare(
+        self, model: Model, before: Place, after: Place, worth_while: bool, there: list[Record]
+    ) -> None:
         """One partition that compaction has been at."""
         policy, now = self.policy, self.clock.now_ms
         to = after.compacted_to
@@ -217,6 +240,7 @@ class LogMachine(RuleBasedStateMachine):
         cleaned = to > before.compacted_to
         if cleaned:
             assert policy.compacts
+            assert worth_while
         if not policy.compacts:
             assert there == model.visible()
             return
@@ -230,8 +254,6 @@ class LogMachine(RuleBasedStateMachine):
         gone = [record for record in model.visible() if record.offset not in kept]
         for record in gone:
             assert record.timestamp + policy.min_compaction_lag_ms <= now, "it was too young"
-            if record.offset >= before.compacted_to and policy.max_compaction_lag_ms > 1 << 62:
-                assert ratio >= policy.min_cleanable_dirty_ratio, "it was not worth while"
         for record in there:
             if record.value is None and record.offset < to:
                 model.horizons.setdefault(record.offset, now + policy.delete_retention_ms)
