@@ -73,6 +73,8 @@ BY_CLASS: Final[Mapping[str, int]] = {
     "InvalidSubscriptionError": USAGE,
     "UnsupportedCompressionTypeError": REFUSED,
     "TopicAlreadyExistsError": REFUSED,
+    "TopicReadOnlyError": REFUSED,
+    "MirrorError": REFUSED,
     "GroupNotEmptyError": REFUSED,
     "CommitFailedError": REFUSED,
     "ProducerFencedError": REFUSED,

@@ -188,6 +188,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "down": ("server:down", "Stop the embedded PostgreSQL."),
             "status": ("server:status", "Show where the log is and how it does."),
             "cluster": ("cluster:cluster", "Run a replicated log on this machine: etcd and a Patroni group."),
+            "mirror": ("mirror:mirror", "Copy topics to another log, offset for offset; let the copy lead."),
             "worker": ("worker:worker", "Run the jobs that keep a log in order, and see what they come to."),
             "db": ("db:db", "Install, upgrade or downgrade the log's schema."),
         },

@@ -304,23 +304,23 @@ create or replace function mirror_offsets(
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
-    name text;
+    group_name text;
     id int4;
     changed int4;
 begin
     written := 0;
     groups_left := '{}';
-    for name in select distinct g from unnest(groups) g order by g loop
-        if exists (select from log_group g where g.name = name and g.kind <> 'consumer') then
-            groups_left := groups_left || name;
+    for group_name in select distinct g from unnest(groups) g order by g loop
+        if exists (select from log_group g where g.name = group_name and g.kind <> 'consumer') then
+            groups_left := groups_left || group_name;
             continue;
         end if;
-        id := ensure_group(name, 'consumer');
+        id := ensure_group(group_name, 'consumer');
         perform expire_members(id);
         perform from log_group g where g.group_id = id for share;
         continue when not found;
         if exists (select from group_member m where m.group_id = id) then
-            groups_left := groups_left || name;
+            groups_left := groups_left || group_name;
             continue;
         end if;
         with given as (
@@ -328,7 +328,7 @@ begin
             from unnest(groups, topic_ids, partitions, offsets, leader_epochs, metadata)
                 w (name, topic_id, partition, committed, leader_epoch, metadata)
             join mirrored_topic m on m.topic_id = w.topic_id and m.state = 'mirror'
-            where w.name = name)
+            where w.name = group_name)
         insert into group_offset as o (group_id, topic_id, partition, committed_offset, leader_epoch, metadata,
                                        committed_at)
         select id, g.topic_id, g.partition, least(g.committed, e.end_offset),

@@ -47,6 +47,12 @@ _ALL: Final = (
     Job("reclaim", Every(30), "Give back the space of deleted topics and of segments that were replaced."),
     Job("compaction", Every(15), "Keep the last record of each key, in topics whose cleanup.policy says so."),
     Job("erasure", Every(15), "Remove the records of keys that are to be erased."),
+    Job(
+        "mirror",
+        Every(2),
+        "Copy what is new in the log that LOGSTORE_MIRROR_FROM names to its mirrors here.",
+        "SELECT {}.mirror_wanted()",
+    ),
     Job("tier", Every(30), "Move sealed segments to files, where remote.storage.enable says so."),
     Job(
         "expiry", Every(60), "Forget members, groups, offsets, producers and share locks after long silence."

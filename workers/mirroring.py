@@ -178,6 +178,17 @@ class Mirror:
 
     # Topics.
 
+    def only_known(self) -> None:
+        """Make no topic a mirror that is not one already."""
+        self._patterns = tuple(
+            name
+            for (name,) in self.target.rows(
+                "SELECT t.name FROM {}.mirrored_topic m JOIN {}.topic t USING (topic_id)"
+                " WHERE m.state = 'mirror' AND m.peer = %s",
+                self.source_identity,
+            )
+        ) or ("",)
+
     def _agree(self, cycle: Cycle) -> None:
         """Make topics that there are not, with the configs and partitions that they have at the source."""
         there = self.source.rows(
@@ -194,13 +205,13 @@ class Mirror:
         for name in [name for name in self._topics if name not in names]:
             del self._topics[name], self._seen[name]
         cycle.configs_left = {name: left for name, left in self._configs_left.items() if left}
-        for name, source_id in self.target.rows(
-            "SELECT t.name, m.peer_topic_id FROM {}.mirrored_topic m JOIN {}.topic t USING (topic_id)"
+        for (name,) in self.target.rows(
+            "SELECT t.name FROM {}.mirrored_topic m JOIN {}.topic t USING (topic_id)"
             " WHERE m.state = 'mirror' AND m.peer = %s ORDER BY t.name",
             self.source_identity,
         ):
             if name not in names and chosen(name, self._patterns):
-                cycle.missing.append(f"{name} (its id was {source_id})")
+                cycle.missing.append(name)
 
     def _begin(
         self, cycle: Cycle, name: str, topic_id: int, partitions: int, configs: dict[str, str]
