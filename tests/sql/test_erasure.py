@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from logstore.workers import compaction, erasure, reclaim
 from tests.support.clock import Clock
-from tests.support.compacting import all_records, audit, close_segments, create, keyed, start
+from tests.support.compacting import all_records, audit, close_segments, compact, create, keyed, start
 from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
 
 STATE = "SELECT state, records, key_sha256 FROM erasures ORDER BY erasure_id"
@@ -90,19 +92,26 @@ def test_a_compaction_that_is_under_way_is_finished_first(session: Session, log_
     assert audit(session, topic_id) == []
 
 
-def test_what_comes_after_the_request_stays(session: Session, log_dsn: str, connect: Connect) -> None:
-    topic_id = create(session, cleanup_policy="delete")
+@pytest.mark.parametrize("compacted", [False, True])
+def test_what_comes_after_the_request_stays(
+    session: Session, log_dsn: str, connect: Connect, *, compacted: bool
+) -> None:
+    topic_id = create(session, cleanup_policy="compact" if compacted else "delete")
     keyed(session, topic_id, a="before", b="1")
     other = connect()
     with other.transaction():
         # So that the topic cannot go on to its next segment: what comes after is in the same one.
         other.execute(f"LOCK TABLE ONLY b_{topic_id} IN SHARE UPDATE EXCLUSIVE MODE")
         session.execute("SELECT erase_key('t', 'a'::text)")
-    keyed(session, topic_id, b="2", a="after")
+    keyed(session, topic_id, c="2", a="after")
+    if compacted:
+        # One batch of both: what comes after is in the same.
+        close_segments(session, topic_id)
+        compact(session, topic_id)
     came_to = erasure.run_once(log_dsn)
-    assert came_to.rewritten == 1
+    assert came_to.rewritten == (0 if compacted else 1)
     assert [record[3] for record in all_records(session)] == [b"1", b"2", b"after"]
-    assert rows(session, "SELECT state, records FROM erasures") == [("removed", 1)]
+    assert rows(session, "SELECT state, records FROM erasures") == [("removed", 0 if compacted else 1)]
     assert audit(session, topic_id) == []
 
 
