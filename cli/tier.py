@@ -188,10 +188,14 @@ def restore(topic: str, partition: int | None, from_offset: int, keep: int) -> N
 @connection_options
 def run(topic: str | None) -> None:
     """Copy, release and delete now what the worker would some time."""
+    from logstore.workers import roll
     from logstore.workers import tier as job
     from logstore.workers.job import words
 
-    came_to = job.run_once(_dsn([topic] if topic else []), settings().schema, topic=topic)
+    dsn = _dsn([topic] if topic else [])
+    # What is full or old enough is sealed first.
+    roll.run_once(dsn, settings().schema)
+    came_to = job.run_once(dsn, settings().schema, topic=topic)
     if settings().output == "json":
         print_json(words(came_to))
         return

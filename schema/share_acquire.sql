@@ -40,8 +40,9 @@ begin
         insert into share_partition (group_id, topic_id, partition)
             values (g.group_id, fresh.topic_id, fresh.partition) on conflict do nothing;
         continue when not found;
-        select h.log_start, h.high_watermark into log_start, end_offset
-        from high_watermarks(array[fresh.topic_id], array[fresh.partition]) h;
+        -- Share groups read in PostgreSQL only.
+        select h.local_start, h.end_offset into log_start, end_offset
+        from partition_tips(array[fresh.topic_id], array[fresh.partition]) h;
         first_wanted := case
             when fresh.topic_id = any (known) or g.auto_offset_reset = 'earliest' then log_start
             when g.auto_offset_reset = 'latest' then end_offset
@@ -52,8 +53,8 @@ begin
                                         13)::interval) * 1000))::int8]) o)
         end;
         insert into share_window (group_id, topic_id, partition, end_offset, start_offset)
-        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(first_wanted, 0),
-            coalesce(first_wanted, 0));
+        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(greatest(first_wanted, log_start), 0),
+            coalesce(greatest(first_wanted, log_start), 0));
     end loop;
     return true;
 end

@@ -46,9 +46,9 @@ begin
     if found then
         perform no_partition(missing.topic_id, missing.partition);
     end if;
-    select array_agg(least(greatest(w.wanted, h.log_start), h.high_watermark) order by w.idx) into moved
+    select array_agg(least(greatest(w.wanted, h.local_start), h.end_offset) order by w.idx) into moved
     from unnest(topic_ids, partitions, offsets) with ordinality w (topic_id, partition, wanted, idx)
-    join high_watermarks(topic_ids, partitions) h on h.idx = w.idx;
+    join partition_tips(topic_ids, partitions) h on h.idx = w.idx;
     perform share_forget(g.group_id, topic_ids, partitions);
     insert into share_partition (group_id, topic_id, partition)
     select g.group_id, w.topic_id, w.partition from unnest(topic_ids, partitions) w (topic_id, partition);

@@ -143,8 +143,12 @@ class Reader:
 
     def table(self, group: int, columns: list[str] | None = None) -> Any:
         """A row group as an Arrow table."""
+        return self.decoded(group, self.part(group), columns)
+
+    def decoded(self, group: int, data: bytes, columns: list[str] | None = None) -> Any:
+        """The Arrow table that the bytes of a row group are."""
         start = self.file.part_ends[group - 1] if group else 0
-        source = _Part(self.file.part_ends[-1], start, self.part(group))
+        source = _Part(self.file.part_ends[-1], start, data)
         try:
             opened = needed("pyarrow.parquet").ParquetFile(
                 needed("pyarrow").PythonFile(source, mode="r"), metadata=self._metadata
@@ -201,14 +205,19 @@ def check(file: RemoteFile, progress: Callable[[], object] = lambda: None) -> No
     reader = Reader(file)
     newest: int | None = None
     reached = file.first_offset - 1
+    pc = needed("pyarrow.compute")
     for group in range(reader.groups):
-        whole.update(reader.part(group))
-        for row in reader.rows(group, 1):
-            assert row.base_offset is not None
-            if row.base_offset <= reached:
-                raise _broken(file, f"offset {row.base_offset} comes after {reached}")
-            reached = row.last_offset
-            newest = row.max_timestamp if newest is None else max(newest, row.max_timestamp)
+        data = reader.part(group)
+        whole.update(data)
+        table = reader.decoded(group, data)
+        offsets, stamps = table["offset"], table["timestamp"].cast(needed("pyarrow").int64())
+        # Null: there is only one.
+        ascend = pc.all(pc.greater(offsets[1:], offsets[:-1])).as_py()
+        if offsets[0].as_py() <= reached or ascend is False:
+            raise _broken(file, "its offsets do not ascend")
+        reached = offsets[-1].as_py()
+        late = pc.max(stamps).as_py()
+        newest = late if newest is None else max(newest, late)
         progress()
     whole.update(reader.part(reader.groups))
     if whole.digest() != file.sha256:

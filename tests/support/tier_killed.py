@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import logstore
+from logstore._sync.driver import Connection as Reading
 from logstore.tier import files, store
 from logstore.workers import erasure, reclaim, roll, tier, tier_restore
 from logstore.workers.connections import Connection, opened
@@ -81,7 +82,7 @@ def _count_steps(last: int) -> None:
     patched.read = counted(store.read)
     connection: Any = Connection
     connection.rows = counted(Connection.rows)
-    reading: Any = tier.Reading
+    reading: Any = Reading
     reading.run = counted(reading.run)
 
 

@@ -305,6 +305,19 @@ def test_what_a_share_group_has_not_finished_stays(make_log: Callable[..., Tiere
     assert 0 < log.local_start() <= 30
 
 
+def test_a_share_group_begins_where_postgresql_does(log: TieredLog) -> None:
+    start = log.local_start()
+    log.sql.execute("SELECT alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')")
+    with logstore.ShareConsumer("t", dsn=log.dsn, group_id="s") as consumer:
+        found: list[Any] = []
+        while len([record for record in found if record.partition == 0]) < 200 - start:
+            polled = consumer.poll(timeout_ms=20_000)
+            assert polled
+            found += [record for records in polled.values() for record in records]
+    assert min(record.offset for record in found if record.partition == 0) == start
+    assert log.value("SELECT min(start_offset) FROM share_groups WHERE partition = 0") >= start
+
+
 def test_two_at_once(make_log: Callable[..., TieredLog], tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
