@@ -75,7 +75,7 @@ language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     id constant int4 := topic_id;
-    begun constant timestamptz := clock_timestamp();
+    begun timestamptz;
     active int4;
     doomed record;
     p topic_partition;
@@ -119,7 +119,10 @@ begin
             end if;
             -- Not now: what is sealed may go all the same.
         end if;
-        if clock_timestamp() > begun + budget_ms * interval '1 ms' then
+        -- From the first lock on.
+        if begun is null then
+            begun := clock_timestamp();
+        elsif clock_timestamp() > begun + budget_ms * interval '1 ms' then
             more := true;
             return;
         end if;
@@ -226,8 +229,8 @@ $$;
 -- Takes no lock, reads the catalog, writes nothing, returns the neighbouring segments of the topic that should be
 -- written anew (null: none) without what lies below the log start: those that are dropped never, or late, because
 -- of the few records that a slower partition has in them. Each is expired for the most part, and together that
--- is a twentieth of the topic, and a segment or 1 MB; or they are many and small, and their records are no
--- further apart than segment.ms, so that nothing expires later than it may.
+-- is a twentieth of the topic, and a segment or 1 MB; or they are many and small. What stays of them makes no more
+-- than a segment, with records no further apart than segment.ms, so that nothing expires later than it may.
 create or replace function segments_to_evacuate(topic_id int4) returns int4[]
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
@@ -240,6 +243,7 @@ declare
     neighbours int4[];
     fits boolean;
     dead int8 := 0;
+    live int8 := 0;
     oldest int8;
     newest int8;
 begin
@@ -271,7 +275,8 @@ begin
             fits := not leaf.written and leaf.live > 0
                 and case merging when 0 then leaf.dead >= leaf.live
                                  else leaf.dead + leaf.live < t.segment_bytes / 8 end;
-            if not fits or greatest(newest, leaf.newest) - least(oldest, leaf.oldest) > most_apart then
+            if not fits or greatest(newest, leaf.newest) - least(oldest, leaf.oldest) > most_apart
+               or live + leaf.live > t.segment_bytes then
                 if cardinality(neighbours) >= 8 or merging = 0 and neighbours <> '{}' and dead >= worth then
                     return neighbours;
                 end if;
@@ -279,12 +284,14 @@ begin
             end if;
             if neighbours = '{}' then
                 dead := 0;
+                live := 0;
                 oldest := null;
                 newest := null;
             end if;
             if fits then
                 neighbours := neighbours || leaf.segment;
                 dead := dead + leaf.dead;
+                live := live + leaf.live;
                 oldest := least(oldest, leaf.oldest);
                 newest := greatest(newest, leaf.newest);
             end if;

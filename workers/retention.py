@@ -132,15 +132,15 @@ def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list
 
 def _evacuate(connection: Connection, topic_id: int, stop: threading.Event) -> bool:
     """Write anew what is mostly expired, or go on with it."""
-    kind = connection.value("SELECT kind FROM {}.rewrite WHERE topic_id = %s", topic_id)
-    if kind != "evacuate" and not connection.value("SELECT {}.start_evacuation(%s)", topic_id):
-        return False
     until = time.monotonic() + REWRITE_S
-    finished = False
-    while not finished and time.monotonic() < until and not stop.is_set():
-        step = connection.row("SELECT phase, finished FROM {}.rewrite_step(%s)", topic_id)
-        assert step is not None
-        phase, finished = step
-        if phase == "busy":
+    begun = False
+    while time.monotonic() < until and not stop.is_set():
+        kind = connection.value("SELECT kind FROM {}.rewrite WHERE topic_id = %s", topic_id)
+        if kind not in (None, "evacuate"):
             break
-    return True
+        if kind is None and not connection.value("SELECT {}.start_evacuation(%s)", topic_id):
+            break
+        begun = True
+        if connection.value("SELECT phase FROM {}.rewrite_step(%s)", topic_id) == "busy":
+            break
+    return begun

@@ -255,6 +255,18 @@ def test_a_partition_that_somebody_has_locked_is_for_the_next_run(
     assert starts(session) == [2, 2]
 
 
+def test_however_little_time_there_is_it_comes_to_an_end(session: Session, clock: Clock) -> None:
+    topic = create(session, 5, segment_bytes=SIZE, retention_ms=DAY_MS)
+    for partition in range(5):
+        write(session, topic, clock, partition)
+    clock.advance(DAY_MS + 1)
+    query = "SELECT partitions, records, more FROM apply_retention(%s, budget_ms => 0)"
+    found = [rows(session, query, topic)[0] for _ in range(6)]
+    assert sum(partitions for partitions, _, _ in found) == 5
+    assert [more for _, _, more in found][-1] is False
+    assert starts(session) == [1] * 5
+
+
 def test_what_is_appended_meanwhile_stays(session: Session, clock: Clock, log_dsn: str) -> None:
     """Between the look and the lock."""
     topic = create(session, retention_ms=DAY_MS)
