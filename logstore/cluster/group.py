@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from logstore import migrations
 from logstore.cluster import configuration, processes, rest
 from logstore.cluster.layout import ETCD, HOST, Layout, Plan, places, unusable
 from logstore.cluster.orders import Orders, Report
+from logstore.cluster.release import release
 from logstore.cluster.state import ClusterStatus, MemberStatus, Phase
 from logstore.embedded.home import DATABASE, OWNER, SUPERUSER, Lock, tail, wait_until
 from logstore.errors import ClusterError
@@ -428,4 +430,4 @@ class LocalCluster:
             os.kill(leader.pid, signal.SIGINT)
         if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
             raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
-        rest.release(plan, leader.name)
+        release(json.loads(self.layout.place(leader.name).configuration.read_text()))

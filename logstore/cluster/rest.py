@@ -10,10 +10,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from logstore.cluster.configuration import NAMESPACE, SCOPE
 from logstore.cluster.layout import API, HOST, Plan
 
-__all__ = ["Seen", "etcd_answers", "members_seen", "order", "release"]
+__all__ = ["Seen", "etcd_answers", "members_seen", "order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +82,3 @@ def order(plan: Plan, member: str, path: str, body: Any, *, timeout_s: float) ->
 def etcd_answers(plan: Plan) -> bool:
     status, text = _ask(plan.etcd_port, "GET", "/health", timeout_s=1.0)
     return status == 200 and '"true"' in text
-
-
-def release(plan: Plan, member: str) -> bool:
-    """Let go of the leader's key if it is ``member``'s; say whether it was.
-
-    Only for a member whose processes are known to be dead: its followers need not wait for the end of its
-    lease then.
-    """
-    key = _text(f"{NAMESPACE}{SCOPE}/leader")
-    body = {
-        "compare": [{"target": "VALUE", "result": "EQUAL", "key": key, "value": _text(member)}],
-        "success": [{"requestDeleteRange": {"key": key}}],
-    }
-    status, text = _ask(plan.etcd_port, "POST", "/v3/kv/txn", body)
-    return status == 200 and bool(json.loads(text).get("succeeded"))
-
-
-def _text(value: str) -> str:
-    return base64.b64encode(value.encode()).decode()

@@ -1,0 +1,56 @@
+"""What the service manager does when Patroni has ended: the followers need not wait for its lease."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from logstore.cluster import LocalCluster, processes
+from logstore.cluster.layout import Place
+from tests.support.programs import eventually
+
+ENOUGH_S = 60.0
+
+
+def let_go(place: Place) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "logstore.cluster.release", str(place.configuration)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_key_of_a_dead_leader_goes_and_that_of_a_living_one_stays(cluster: LocalCluster) -> None:
+    found = cluster.status()
+    assert found.leader is not None
+    leader = cluster.layout.place(found.leader.name)
+    kept = let_go(leader)
+    assert (kept.returncode, kept.stdout) == (0, "")
+    follower = cluster.layout.place(found.followers[0].name)
+    # The one that would do it stands still.
+    os.kill(found.supervisor_pid, signal.SIGSTOP)
+    try:
+        processes.kill(follower)
+        assert let_go(follower).stdout == ""
+        assert cluster.status().leader == found.leader
+        processes.kill(leader)
+        released = let_go(leader)
+        assert (released.returncode, released.stdout) == (
+            0,
+            f"{leader.name} led and is dead: its key is released\n",
+        )
+        assert let_go(leader).stdout == ""
+    finally:
+        os.kill(found.supervisor_pid, signal.SIGCONT)
+    eventually(lambda: cluster.status().phase == "ready", "all are back", ENOUGH_S)
+
+
+@pytest.mark.parametrize("hosts", ["127.0.0.1:1", ["127.0.0.1:1", "127.0.0.1:2"]])
+def test_without_etcd_it_says_so(cluster: LocalCluster, hosts: object) -> None:
+    from logstore.cluster.release import release
+
+    document = {
+        "scope": "s", "name": "n", "postgresql": {"data_dir": "/nonexistent"}, "etcd3": {"hosts": hosts}
+    }  # fmt: skip
+    assert release(document) is None
