@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ HOST: Final = "127.0.0.1"
 ETCD: Final = "etcd"
 REPLICATION: Final = "replicator"
 API: Final = "patroni"
+PORTS: Final = range(18_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +232,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on."""
+    # Not those that the system gives to outgoing connections: one might be gone before it is listened on.
+    candidates = iter(random.sample(PORTS, len(PORTS)))
     with ExitStack() as stack:
-        return [stack.enter_context(socket.create_server((HOST, 0))).getsockname()[1] for _ in range(count)]
+        found: list[int] = []
+        while len(found) < count:
+            port = next(candidates, None)
+            if port is None:
+                raise ClusterError(f"There are not {count} free ports on {HOST}.")
+            with suppress(OSError):
+                stack.enter_context(socket.create_server((HOST, port)))
+                found.append(port)
+        return found
 
 
 def is_free(port: int) -> bool:
