@@ -4,11 +4,12 @@
 
 -- Takes no lock beyond those of the rows that it writes: the worker's own (if about is given), and those of
 -- jobs that it runs, whose leases it renews. Reads the jobs; returns one row for each of jobs: when it is due
--- (in ms, at most a day; never before another one's lease has run out), and whether this worker runs it now.
--- LS013: the server is a follower.
+-- (in ms, at most a day; never before another one's lease has run out), whether this worker runs it now, and, if
+-- it is due, whether there is anything for it to do. LS013: the server is a follower.
 create or replace function worker_beat(
     worker_id text, jobs text[], running text[], lease_ms int4, about jsonb default null)
-returns table (name text, cron text, every_ms int8, paused boolean, due_in_ms int8, mine boolean, revision text)
+returns table (name text, cron text, every_ms int8, paused boolean, due_in_ms int8, mine boolean, revision text,
+    wanted boolean)
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -34,13 +35,14 @@ begin
         insert into worker_job (name) select n from unnest(worker_beat.jobs) n on conflict do nothing;
     end if;
     return query
-        select j.name, j.cron, j.every_ms, j.paused,
-               greatest(0, coalesce(ceil(extract(epoch from least(moment + interval '1 day', case
-                   when j.lease_until is not null then j.lease_until
-                   else coalesce(j.next_run, moment) end) - moment) * 1000), 0))::int8,
+        select j.name, j.cron, j.every_ms, j.paused, u.due_in_ms,
                coalesce(j.holder = worker_beat.worker_id and j.lease_until is not null, false),
-               schema_version()
-        from worker_job j where j.name = any (worker_beat.jobs) order by j.name;
+               schema_version(), case when u.due_in_ms = 0 and not j.paused then job_wanted(j.name) end
+        from worker_job j,
+             lateral (select greatest(0, ceil(extract(epoch from least(moment + interval '1 day', case
+                          when j.lease_until is not null then j.lease_until
+                          else coalesce(j.next_run, moment) end) - moment) * 1000))::int8 as due_in_ms) u
+        where j.name = any (worker_beat.jobs) order by j.name;
 end
 $$;
 
@@ -160,6 +162,23 @@ begin
                    union all select from staged s where s.xid = any (open))
         or exists (select from generate_series(0, 2) n
                    where n <> staging_turn() and staging_bytes(n) > 8388608);
+end
+$$;
+
+-- Takes no lock, reads the catalog, writes nothing, returns whether a run of the job could find anything to do:
+-- false only if it is certain that it would not. For jobs that are due often and seldom have work.
+create or replace function job_wanted(name text) returns boolean
+language plpgsql volatile security definer set search_path from current as $$
+begin
+    return case job_wanted.name
+        when 'drain' then drain_wanted()
+        when 'roll' then exists (select from topics_to_roll())
+        when 'reclaim' then exists (select from dropped_segment) or exists (select from deleted_topic)
+        when 'compaction' then exists (select from topic t where t.compacted) or exists (select from rewrite)
+        when 'erasure' then exists (select from topics_to_erase())
+        when 'tier' then exists (select from tiered_topics())
+        when 'mirror' then mirror_wanted()
+        else true end;
 end
 $$;
 

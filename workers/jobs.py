@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, LiteralString, cast
+from typing import Final, cast
 
 from logstore.errors import ConfigurationError
 from logstore.workers.job import RunOnce
@@ -25,9 +25,8 @@ class Job:
     schedule: Schedule
     doc: str
     """What it does, in one line."""
-    wanted: LiteralString | None = None
-    """Asked before anything else, where a job is due so often that it should cost nothing when idle: a query
-    that answers whether there is something to do."""
+    asks: bool = False
+    """Run at an interval, it is left out while the database says that there is nothing for it to do."""
 
     @cached_property
     def run_once(self) -> RunOnce:
@@ -40,20 +39,22 @@ _ALL: Final = (
         "drain",
         Every(5),
         "Append to the log what committed transactions have staged, where nobody waits for it.",
-        "SELECT {}.drain_wanted()",
+        asks=True,
     ),
-    Job("roll", Every(10), "Close segments that are old enough, so that they can be dropped or compacted."),
+    Job("roll", Every(10), "Close segments that are old enough, so that they can be dropped.", asks=True),
     Job("retention", Every(30), "Drop what retention.ms and retention.bytes say."),
-    Job("reclaim", Every(30), "Give back the space of deleted topics and of segments that were replaced."),
-    Job("compaction", Every(15), "Keep the last record of each key, in topics whose cleanup.policy says so."),
-    Job("erasure", Every(15), "Remove the records of keys that are to be erased."),
+    Job("reclaim", Every(30), "Give back the space of deleted topics and dropped segments.", asks=True),
+    Job(
+        "compaction", Every(15), "Keep the last record of each key, where cleanup.policy says so.", asks=True
+    ),
+    Job("erasure", Every(15), "Remove the records of keys that are to be erased.", asks=True),
     Job(
         "mirror",
         Every(2),
         "Copy what is new in the log that LOGSTORE_MIRROR_FROM names to its mirrors here.",
-        "SELECT {}.mirror_wanted()",
+        asks=True,
     ),
-    Job("tier", Every(30), "Move sealed segments to files, where remote.storage.enable says so."),
+    Job("tier", Every(30), "Move sealed segments to files, where remote.storage.enable says so.", asks=True),
     Job(
         "expiry", Every(60), "Forget members, groups, offsets, producers and share locks after long silence."
     ),

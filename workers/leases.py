@@ -37,6 +37,8 @@ class Standing:
     """This worker runs it."""
     revision: str
     """The log's."""
+    wanted: bool | None
+    """There may be something for it to do; None: it is not due."""
 
 
 class Leases:
@@ -62,7 +64,7 @@ class Leases:
     def beat(self, running: Iterable[str], *, say: bool) -> list[Standing]:
         """Renew the leases of what runs and answer how all jobs stand; ``say``: also that we are there."""
         rows = self._ask(
-            "SELECT name, cron, every_ms, paused, due_in_ms, mine, revision"
+            "SELECT name, cron, every_ms, paused, due_in_ms, mine, revision, wanted"
             " FROM {}.worker_beat(%s, %s, %s, %s, %s)",
             self.worker_id,
             self._jobs,
@@ -71,8 +73,8 @@ class Leases:
             self._about if say else None,
         )
         return [
-            Standing(name, cron, every_ms, paused, due_in_ms / 1000, mine, revision)
-            for name, cron, every_ms, paused, due_in_ms, mine, revision in rows
+            Standing(name, cron, every_ms, paused, due_in_ms / 1000, mine, revision, wanted)
+            for name, cron, every_ms, paused, due_in_ms, mine, revision, wanted in rows
         ]
 
     def claim(self, name: str, *, at_once: bool = False) -> int | None:
@@ -92,10 +94,6 @@ class Leases:
             None if result is None else json.dumps(result),
             _ms(next_in_s),
         )
-
-    def asks(self, question: LiteralString) -> bool:
-        """What a query answers that has one value, yes or no."""
-        return bool(self._value(question))
 
     def hung(self, for_s: float) -> bool:
         """The server has not answered a question for so long."""

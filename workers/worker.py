@@ -46,6 +46,8 @@ LEAVE_S: Final = 1.5
 """How long the database has to hear that the worker is gone."""
 HUNG_S: Final = 8.0
 """A server that has not answered a worker's question for so long is taken for gone."""
+NEVER_S: Final = 86400.0
+"""It is known better long before that."""
 LONGEST_SILENCE_S: Final = 8.0
 """Between two attempts to reach a server that does not answer."""
 
@@ -148,7 +150,11 @@ class Worker:
         now = datetime.now(UTC)
         for job in self._jobs.values():
             self._scheduler.add_job(
-                self._run, _Ticks(self, job), args=[job], id=job.name, next_run_time=now + timedelta(days=1)
+                self._run,
+                _Ticks(self, job),
+                args=[job],
+                id=job.name,
+                next_run_time=now + timedelta(seconds=NEVER_S),
             )
         self._begin()
         try:
@@ -274,10 +280,18 @@ class Worker:
             return
         if self._stop.is_set() or self._scheduler.get_job(standing.name) is None:
             return
+        now = datetime.now(UTC)
         wait_s = max(standing.due_in_s, self._not_before.get(standing.name, 0.0) - time.monotonic())
+        job = self._jobs[standing.name]
+        schedule = self.schedule(job)
+        if job.asks and isinstance(schedule, Every) and schedule.seconds >= TICK_S:
+            if wait_s <= 0 and not standing.wanted:
+                self._not_before[job.name] = time.monotonic() + schedule.next_in_s(now)
+            if wait_s > 0 or not standing.wanted:
+                # Not before a later answer says that it is due, and wanted.
+                wait_s = NEVER_S
         self._scheduler.modify_job(
-            standing.name,
-            next_run_time=None if standing.paused else datetime.now(UTC) + timedelta(seconds=wait_s),
+            standing.name, next_run_time=None if standing.paused else now + timedelta(seconds=wait_s)
         )
 
     def _store(self, name: str, make: Callable[[], Schedule]) -> None:
@@ -292,11 +306,6 @@ class Worker:
         if self._stop.is_set() or not self.healthy():
             return
         try:
-            if job.wanted is not None and not self._leases.asks(job.wanted):
-                self._not_before[job.name] = time.monotonic() + self.schedule(job).next_in_s(
-                    datetime.now(UTC)
-                )
-                return
             failures = self._leases.claim(job.name)
         except LogstoreError as error:
             self._complain(str(error))

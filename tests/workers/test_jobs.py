@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
+import psycopg
 import pytest
 
 from logstore.errors import ConfigurationError, ConnectionFailedError
@@ -12,25 +14,61 @@ from logstore.workers.jobs import JOBS, chosen
 
 
 @pytest.mark.every_server
-@pytest.mark.parametrize("name", JOBS)
-def test_on_a_log_without_topics(database: str, name: str) -> None:
-    result = JOBS[name].run_once(database)
-    assert isinstance(result, Result)
-    assert idle(result), words(result)
-    assert "\n" not in result.summary()
+def test_on_a_log_without_topics(database: str) -> None:
+    for name, job in JOBS.items():
+        result = job.run_once(database)
+        assert isinstance(result, Result), name
+        assert idle(result), (name, words(result))
+        assert "\n" not in result.summary(), name
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_told_to_stop_before_it_begins(database: str, name: str) -> None:
+def test_told_to_stop_before_it_begins(database: str) -> None:
     stop = threading.Event()
     stop.set()
-    assert isinstance(JOBS[name].run_once(database, "logstore", stop=stop), Result)
+    for name, job in JOBS.items():
+        assert isinstance(job.run_once(database, "logstore", stop=stop), Result), name
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_no_server(name: str) -> None:
-    with pytest.raises(ConnectionFailedError):
-        JOBS[name].run_once("host=127.0.0.1 port=1 connect_timeout=2")
+def test_no_server() -> None:
+    for job in JOBS.values():
+        with pytest.raises(ConnectionFailedError):
+            job.run_once("host=127.0.0.1 port=1 connect_timeout=2")
+
+
+def test_what_is_asked_for_is_wanted_when_there_is_work(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+
+        def wanted() -> set[str]:
+            return {
+                name
+                for name, job in JOBS.items()
+                if job.asks
+                and connection.execute("SELECT logstore.job_wanted(%s)", [name]).fetchone() == (True,)
+            }
+
+        def create(name: str, **configs: str) -> None:
+            connection.execute("SELECT logstore.create_topic(%s, 1, %s)", [name, json.dumps(configs)])
+
+        assert wanted() == set()
+        create("plain")
+        assert wanted() == set()
+        connection.execute("SELECT logstore.produce('plain', 'k', 'v')")
+        assert wanted() == {"drain"}
+        connection.execute("SELECT logstore.drain()")
+        connection.execute("UPDATE logstore.topic SET roll_at = 0")
+        assert wanted() == {"roll"}
+        JOBS["roll"].run_once(database)
+        assert wanted() == set()
+        create("erasable")
+        connection.execute("SELECT logstore.erase_key('erasable', 'k'::bytea)")
+        assert "erasure" in wanted()
+        connection.execute("SELECT logstore.delete_topic('erasable')")
+        assert "reclaim" in wanted()
+        JOBS["reclaim"].run_once(database)
+        create("compacted", **{"cleanup.policy": "compact"})
+        assert "compaction" in wanted()
+        create("tiered", **{"remote.storage.enable": "true"})
+        assert "tier" in wanted()
 
 
 def test_a_choice() -> None:

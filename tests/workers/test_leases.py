@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from logstore.errors import ConnectionFailedError, InvalidArgumentError
+from logstore.errors import ConnectionFailedError
 from logstore.workers.leases import Leases
 from tests.support.log import watch
-
-pytestmark = pytest.mark.every_server
 
 
 @pytest.fixture
@@ -36,6 +34,7 @@ def lose(dsn: str) -> None:
         connection.execute("UPDATE logstore.worker_job SET lease_until = now() - interval '1 s'")
 
 
+@pytest.mark.every_server
 def test_one_at_a_time(one: Leases, other: Leases) -> None:
     assert one.claim("job") == 0
     assert other.claim("job") is None
@@ -56,6 +55,7 @@ def test_not_before_its_time_unless_asked_for(one: Leases, other: Leases) -> Non
     assert other.claim("job", at_once=True) == 0
 
 
+@pytest.mark.every_server
 def test_a_lost_job_is_taken_over(database: str, one: Leases, other: Leases) -> None:
     assert one.claim("job") == 0
     lose(database)
@@ -114,14 +114,10 @@ def test_no_schedule(database: str, arguments: str) -> None:
     assert failure.value.sqlstate == "LS054"
 
 
+@pytest.mark.every_server
 def test_it_connects_again(database: str, one: Leases) -> None:
     assert one.connection is not None
     one.connection.drop()
     with pytest.raises(ConnectionFailedError):
         one.beat([], say=False)
     assert one.beat([], say=False)
-
-
-def test_a_schedule_is_refused_with_an_error_of_ours(one: Leases) -> None:
-    with pytest.raises(InvalidArgumentError):
-        one.asks("SELECT {}.schedule_job('job', '* * * * *', 1000)")

@@ -159,16 +159,16 @@ def test_what_wants_more_runs_again_at_once(bench: Bench) -> None:
 
 
 def test_what_is_not_wanted_is_not_run(bench: Bench) -> None:
-    made = job("job", lambda *_: Came())
-    unwanted = Job(made.name, made.schedule, made.doc, "SELECT {}.drain_wanted()")
+    made = job("drain", lambda *_: Came())
+    unwanted = Job(made.name, made.schedule, made.doc, asks=True)
     vars(unwanted)["run_once"] = made.run_once
     with psycopg.connect(bench.dsn, autocommit=True) as connection:
         connection.execute("SELECT logstore.create_topic('t', 1)")
         with bench.working(unwanted, job("other", lambda *_: Came())) as worker:
             eventually(lambda: worker.tallies["other"].runs >= 5, "runs of the other one")
-            assert worker.tallies["job"].runs == 0
+            assert worker.tallies["drain"].runs == 0
             connection.execute("SELECT logstore.produce('t', null, 'v'::text)")
-            eventually(lambda: worker.tallies["job"].runs >= 1, "a run")
+            eventually(lambda: worker.tallies["drain"].runs >= 1, "a run")
 
 
 def test_schedules_may_be_changed_while_it_runs(bench: Bench) -> None:
