@@ -36,15 +36,16 @@ SAME = {
 
 
 class Both:
-    """Connections to both; ``append`` writes to the source."""
+    """Connections to both; ``append`` writes to the source, ``append_there`` to the mirror."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.source = psycopg.connect(link.source, autocommit=True, options="-c search_path=logstore")
         self.target = psycopg.connect(link.target, autocommit=True, options="-c search_path=logstore")
-        self.appender = Appender(link.source)
-        self.append = self.appender.append
-        self.create = self.appender.create
+        self.appenders = (Appender(link.source), Appender(link.target))
+        self.append = self.appenders[0].append
+        self.create = self.appenders[0].create
+        self.append_there = self.appenders[1].append
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +53,8 @@ class Both:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.appender.connection.close()
+        for appender in self.appenders:
+            appender.connection.close()
         self.source.close()
         self.target.close()
 
