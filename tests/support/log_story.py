@@ -187,12 +187,14 @@ def goes_on(dsn: str, *, lock_timeout_ms: int) -> list[str]:
     with closing(connect(dsn, lock_timeout=str(lock_timeout_ms))) as session:
         topics = rows(session, "SELECT topic_id, name FROM topic ORDER BY 1")
         for topic_id, name in topics:
-            for partition, place in places(session, topic_id).items():
-                try:
+            try:
+                for partition, place in places(session, topic_id).items():
+                    # In one of them so much that it would go on to another segment.
+                    size = 3000 if (name, partition) == ("aged", 0) else 3
                     with session.transaction(force_rollback=True):
-                        append(session, topic_id, [b"x" * 3000], partition, keys=[b"k"], acks=None)
+                        append(session, topic_id, [b"x" * size], partition, keys=[b"k"], acks=None)
                     fetched(session, topic_id, partition, place.log_start, place.end)
-                    rows(session, "SELECT count(*) FROM records WHERE topic = %s", name)
-                except psycopg.Error as error:
-                    found.append(f"{name}-{partition}: {error}")
+                rows(session, "SELECT count(*) FROM records WHERE topic = %s", name)
+            except psycopg.Error as error:
+                found.append(f"{name}: {error}")
     return found
