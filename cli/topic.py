@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from logstore.cli.arguments import assignments, confirm, topic_argument, yes_opt
 from logstore.cli.clients import open_admin
 from logstore.cli.erase import erase
 from logstore.cli.extent import extents
-from logstore.cli.output import Column, counted, human_count, print_json, print_rows
+from logstore.cli.output import Column, counted, human_count, note, print_json, print_rows
 from logstore.cli.root import Group, connection_options, output_option, settings
 from logstore.cli.timespec import format_time
 from logstore.errors import LogstoreError
@@ -69,6 +69,8 @@ def create(topics: Sequence[str], partitions: int, configs: dict[str, str], if_n
         new = [NewTopic(name, partitions, topic_configs=configs) for name in topics]
         admin.create_topics(new, if_not_exists=if_not_exists)
         described = _documents(admin, topics)
+        if configs:
+            _warn(admin, topics)
     if settings().output == "json":
         print_json(described)
         return
@@ -191,6 +193,7 @@ def alter(topic: str, configs: dict[str, str], unset: Sequence[str]) -> None:
     with open_admin() as admin:
         admin.alter_configs(topic, {**configs, **dict.fromkeys(unset)})
         (document,) = _documents(admin, [topic], configs=True)
+        _warn(admin, [topic], {*configs, *unset})
     if settings().output == "json":
         print_json(document)
         return
@@ -264,6 +267,24 @@ def _reclaim(dsn: str | None) -> None:
             reclaim.run_once(dsn, settings().schema)
         with suppress(LogstoreError):
             tier.run_once(dsn, settings().schema, deleted=True)
+
+
+def _warn(admin: Admin, topics: Sequence[str], changed: Collection[str] | None = None) -> None:
+    """Say what may not be what was meant by the configs: of all of them, or of those that were changed."""
+    from logstore.cli.query import connected
+
+    if admin.dsn is None:
+        return
+    # It is done; nothing that goes wrong here is worth an error.
+    with suppress(LogstoreError), connected(admin.dsn, settings().schema) as connection:
+        found = connection.execute(
+            "SELECT t.name, w.config, w.warning FROM topic t, config_warnings(t.configs) w"
+            " WHERE t.name = ANY (%s) ORDER BY 1, 2",
+            [list(topics)],
+        )
+        for name, config, warning in found:
+            if changed is None or config in changed:
+                note(f"{name}: {config} {warning}.")
 
 
 def _newest(partitions: Sequence[dict[str, Any]]) -> str | None:

@@ -99,3 +99,12 @@ def test_contradictions_are_refused_in_words(cli: Cli) -> None:
     assert "segment.jitter.ms, 2000, is more than segment.ms, 1000" in answer.err
     answer = cli("topic", "create", "bad", "-c", "retention.bytes=-7", code=2)
     assert "retention.bytes has to be a whole number from -1" in answer.err
+
+
+def test_what_has_no_effect_is_pointed_out(cli: Cli) -> None:
+    configs = ("-c", "cleanup.policy=compact", "-c", "retention.bytes=5000000000")
+    answer = cli("topic", "create", "kept", *configs)
+    assert answer.err == "kept: retention.bytes has no effect while cleanup.policy is compact.\n"
+    assert cli("topic", "alter", "kept", "-c", "segment.ms=3600000").err == "", "nothing new"
+    assert "retention.ms has no effect" in cli("topic", "alter", "kept", "-c", "retention.ms=5").err
+    assert cli("topic", "create", "plain").err == ""
