@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import ssl
@@ -27,7 +28,7 @@ from logstore.errors import (
 )
 from tests.support import servers
 from tests.support.appender import Appender
-from tests.support.colours import Colour
+from tests.support.colours import Asyncio, Colour
 from tests.support.log import records
 from tests.support.proxy import Proxy, silent_server
 from tests.support.servers import Server
@@ -219,3 +220,22 @@ def test_a_connection_that_is_lost_is_opened_again_wherever_the_leader_is(
         second.refuse()
         assert producer.send_and_wait("t", b"2").offset == 2
     assert [record.value for record in records(database, "t")] == [b"0", b"1", b"2"]
+
+
+def test_nothing_goes_on_after_close(colour: Colour, database: str, appender: Appender) -> None:
+    """Whoever looks after the connections is gone with them."""
+    appender.create("t")
+    producer = colour.producer(together(database, database))
+    assert any("sentry" in name for name in running(colour))
+    producer.close()
+    assert not any("sentry" in name for name in running(colour))
+
+
+def running(colour: Colour) -> list[str]:
+    """The names of the threads that run, and of the tasks."""
+
+    async def tasks() -> list[str]:
+        return [task.get_name() for task in asyncio.all_tasks()]
+
+    names = [thread.name for thread in threading.enumerate()]
+    return names + colour.run(tasks) if isinstance(colour, Asyncio) else names
