@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from logstore import TopicPartition
+from logstore import ShareRecord, TopicPartition
 from logstore.errors import (
     IllegalStateError,
     InvalidArgumentError,
@@ -142,7 +142,7 @@ def test_batches_without_records_are_passed_over(colour: Colour, database: str) 
             "SELECT logstore.alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')"
         )
     sharing = colour.share_consumer("t", dsn=database, group_id="s")
-    shared = []
+    shared: list[ShareRecord] = []
     while not shared:
         shared = [each for part in sharing.poll(timeout_ms=10_000).values() for each in part]
     assert [each.offset for each in shared] == [2]

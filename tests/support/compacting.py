@@ -36,7 +36,7 @@ def create(session: Session, name: str = "t", partitions: int = 1, **configs: st
     return topic_id
 
 
-def keyed(session: Session, topic_id: int, partition: int = 0, **pairs: str | None) -> None:
+def keyed(session: Session, topic_id: int, partition: int = 0, /, **pairs: str | None) -> None:
     """Append one batch of these keys and values."""
     append(
         session,
