@@ -19,7 +19,6 @@ __all__ = ["Reclaimed", "run_once"]
 
 LOCK_TIMEOUT_MS: Final = 2000
 FINALIZE_TIMEOUT_MS: Final = 400
-DROP_TIMEOUT_MS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,8 @@ def _segments(
         "detach": lock_timeout_ms,
         # Waits for every snapshot with the leaf locked, which an old snapshot might be about to read.
         "finalize": min(lock_timeout_ms, FINALIZE_TIMEOUT_MS),
-        "drop": min(lock_timeout_ms, DROP_TIMEOUT_MS),
+        # Nobody looks for it any more. After a second the server stops an autovacuum that is at it.
+        "drop": lock_timeout_ms,
     }
     segments = freed = 0
     in_use: list[int] = []
