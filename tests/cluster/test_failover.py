@@ -97,7 +97,9 @@ def test_a_leader_that_is_stopped_is_left_and_does_no_harm_when_it_goes_on(
     found = cluster.status()
     assert found.leader is not None
     stopped = processes.of(cluster.layout.place(found.leader.name))
-    with load(colour, found.dsn, topic, PRODUCERS) as producers:
+    # Nobody is saved by a deadline.
+    patient = {"request_timeout_ms": 200_000, "delivery_timeout_ms": 300_000}
+    with load(colour, found.dsn, topic, PRODUCERS, **patient) as producers:
         try:
             for process in stopped:
                 os.kill(process.pid, signal.SIGSTOP)
