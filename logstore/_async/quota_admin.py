@@ -29,10 +29,9 @@ class QuotaAdmin:
     async def alter_client_quotas(
         self, alterations: Mapping[ClientQuotaEntity, Mapping[str, int | float | None]]
     ) -> None:
-        """Set quotas, all or none of them: ``{ClientQuotaEntity(client_id="etl"): {"producer_byte_rate":
-        1_000_000}}``.
+        """Set quotas, all or none of them.
 
-        There are ``producer_byte_rate`` and ``consumer_byte_rate``, in bytes a second, of records as the
+        For example ``{ClientQuotaEntity(client_id="etl"): {"producer_byte_rate": 1_000_000}}``. There are ``producer_byte_rate`` and ``consumer_byte_rate``, in bytes a second, of records as the
         topics' sizes count them; None takes one away, one that is not named stays.  Running clients keep to
         it from their next request on; one that waits notices within two seconds.
 

@@ -21,8 +21,8 @@ create table quota (
     primary key (role, client_id)
 );
 
--- It has a value from the time on when the first quota was set: to ask it costs append() and fetch() less than to
--- look into the table.
+-- It has a value from the time on when the first quota was set: to ask it costs append() and fetch() less
+-- than to look into the table.
 create sequence quota_switch;
 """
 
