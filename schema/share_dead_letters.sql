@@ -53,7 +53,7 @@ begin
                    array(select f.header_values[h.n] from unnest(f.header_records) with ordinality h (r, n)
                        where h.r = p.n order by h.n) as header_values
             from fetch_records(array[d.topic_id], array[d.partition], array[d.first_offset],
-                array[d.last_offset]) f,
+                array[d.last_offset], metered => false) f,
                  generate_series(1, f.record_count) p (n)) r
         order by into_partition, d.topic_id, d.partition, r."offset"
     loop

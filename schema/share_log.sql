@@ -62,14 +62,14 @@ $$;
 -- Takes no lock beyond ACCESS SHARE; reads the batches that hold the wanted records, each once; writes
 -- nothing; returns these records and no others, as parts of batches, in the form of fetch(): idx is the
 -- position of the first wanted range that the part belongs to. The ranges, both ends included, have to be
--- in ascending order of topic, partition and offset. Records that have left the log are left out. It stops
--- in front of the batch that goes beyond max_bytes, unless it is the first; then the last row has no
--- record, and the offset to go on from as its base_offset. If there are quotas, it takes that bucket's
--- lock for a moment and charges it, brings no more than one second's worth, and if the quota is used up then,
--- a row after the last one has 0 as its idx and as its record_count for how many ms nothing more is to be
--- fetched. LS059: the quota has been used up for long.
+-- in ascending order of topic, partition and offset. Records that have left the log are left out. It
+-- stops in front of the batch that goes beyond max_bytes, unless it is the first; then the last row has
+-- no record, and the offset to go on from as its base_offset. If there are quotas, and unless it is not
+-- metered, it takes that bucket's lock for a moment and charges it, brings no more than one second's
+-- worth, and if the quota is used up then, a row after the last one has 0 as its idx and as its
+-- record_count for how many ms nothing more is to be fetched. LS059: the quota has been used up for long.
 create or replace function fetch_records(topic_ids int4[], partitions int4[], first_offsets int8[],
-    last_offsets int8[], max_bytes int4 default 2147483647)
+    last_offsets int8[], max_bytes int4 default 2147483647, metered boolean default true)
 returns table (idx int4, base_offset int8, last_offset int8, record_count int4, leader_epoch int4,
     timestamp_type int2, max_timestamp int8, timestamps int8[],
                keys bytea[], "values" bytea[], header_records int4[], header_keys text[],
@@ -82,9 +82,9 @@ declare
     chosen int4[];
     whole boolean;
     bytes int8 := 0;
-    metered constant boolean := quotas_on();
     sent int8 := 0;
 begin
+    metered := metered and quotas_on();
     if metered then
         max_bytes := least(max_bytes, (quota_state('fetch', true)).rate);
     end if;

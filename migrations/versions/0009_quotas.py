@@ -10,6 +10,9 @@ revision = "0009"
 down_revision = "0008"
 
 TABLES = """
+-- Replaced by a function of other arguments.
+drop function if exists fetch_records(int4[], int4[], int8[], int8[], int4);
+
 -- How many bytes of records a second an entity may produce and fetch, over all its connections together. An
 -- entity is a role, a client id or both: '' is any, '<default>' is every one that has no row of its own, each
 -- by itself. What has been used is not here but in sequences, which are changed in place: quotas.sql.

@@ -279,6 +279,17 @@ def test_produce_and_read_count_as_well(session: Session, connect: Connect, cloc
     assert value(client, "SELECT count(*) FROM records") == 1, "a view is a view"
 
 
+def test_jobs_of_the_worker_are_free(session: Session, connect: Connect, clock: Clock, topic: int) -> None:
+    append(session, topic, [b"x" * 1000], at=START_MS)
+    alter(session, None, DEFAULT, consumer_byte_rate=1)
+    job = connect(application_name="logstore tier".replace(" ", "\\ "))
+    assert value(job, "SELECT current_setting('application_name')") == "logstore tier"
+    for _ in range(3):
+        assert [idx for idx, _, _ in fetched(job, topic)] == [1]
+    assert rows(job, "SELECT * FROM quota_state('fetch')") == [(None, 0)]
+    assert throttled(session) == []
+
+
 # -- that nobody else notices
 
 

@@ -51,6 +51,19 @@ def test_a_rejected_record_is_kept_whole_with_the_reason(queue: Queue) -> None:
     assert names == ["x", "x", "__dlq.errors.topic"]
 
 
+def test_dead_letters_count_against_nobody_s_quota(queue: Queue) -> None:
+    for _ in range(3):
+        queue.append("t", [b"v" * 1000], partition=1)
+    queue.raw.execute(
+        """select alter_client_quota('', '<default>', '{"producer_byte_rate": 1, "consumer_byte_rate": 1}')"""
+    )
+    queue.take("a")
+    for offset in range(3):
+        queue.acknowledge("a", offset, kind=REJECT, partition=1)
+    assert [letter[1] for letter in queue.dead_letters("dlq")] == [b"v" * 1000] * 3
+    assert queue.one("select max(throttle_time_ms) from quota_usage") is None
+
+
 def test_a_record_that_was_released_too_often_is_a_dead_letter(queue: Queue) -> None:
     queue.alter(share_delivery_count_limit="2")
     queue.append("t", values(2))
