@@ -138,9 +138,17 @@ def test_retention_that_was_faster_than_the_mirror(both: Both) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["afterwards", "before"])
-def test_holes_of_compaction(both: Both, begun: bool) -> None:
-    both.create("t", 1, cleanup_policy="compact", segment_bytes="2000", min_cleanable_dirty_ratio="0",
-                delete_retention_ms="0")  # fmt: skip
+@pytest.mark.parametrize("stamps", ["CreateTime", "LogAppendTime"])
+def test_holes_of_compaction(both: Both, begun: bool, stamps: str) -> None:
+    both.create(
+        "t",
+        1,
+        cleanup_policy="compact",
+        segment_bytes="2000",
+        min_cleanable_dirty_ratio="0",
+        delete_retention_ms="0",
+        message_timestamp_type=stamps,
+    )
     for number in range(12):
         both.append(
             "t", values(10, 10 * number), keys=[b"%d" % (key % 7) for key in range(number, number + 10)]
