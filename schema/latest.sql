@@ -58,10 +58,11 @@ $$;
 -- Its parameters: the key's bucket as an array, the partition (null: any), how many.
 create or replace function latest_query(leaf text) returns text
 language sql immutable set search_path from current
-return format('(select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas from %1$I b
+return format('(select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas, b.record_count as looked_at
+                from %1$I b
                 where b.partition = $2 order by b.last_offset desc limit $3)
                union all
-               (select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas from %1$I b
+               (select b.partition, b.base_offset, b.append_time, b.keys, b.offset_deltas, null from %1$I b
                 where key_buckets(b.keys) @> $1 and coalesce(b.partition = $2, true)
                 order by b.append_time desc, b.last_offset desc)', leaf);
 
@@ -89,6 +90,7 @@ declare
     place int4;
     spot int8;
     newest int8;
+    looked_at int8;
     log_starts int8[];
 begin
     select u.* into t from topic u where u.topic_id = topic_id_of(topic);
@@ -112,7 +114,11 @@ begin
         foreach part in array case when "partition" is null and t.partitions <= 16
                                    then array(select generate_series(0, t.partitions - 1))
                                    else array["partition"] end loop
-            for batch in execute latest_query(leaf) using bucket, part, 16 loop
+            looked_at := 0;
+            for batch in execute latest_query(leaf) using bucket, part, 100 loop
+                -- Of the last batches as many as have about 2,000 records, so that this costs no more than a look-up.
+                continue when batch.looked_at is not null and looked_at >= 2000;
+                looked_at := looked_at + coalesce(batch.looked_at, 0);
                 place := last_place(batch.keys, key);
                 continue when place is null or batch.append_time < newest;
                 spot := batch.base_offset + coalesce(batch.offset_deltas[place], place - 1);
