@@ -119,14 +119,14 @@ def story(
             log.fill(4)
             tier.run_once(dsn)
             start = min(start + 25, log.local_start())
-            log.sql.execute("SELECT delete_records('t', 0, %s)", [start])
+            log.rows("SELECT delete_records('t', 0, %s)", start)
 
         def erase() -> None:
             # One key at a time, of the youngest records that are in files.
             log.fill(6)
             tier.run_once(dsn)
             key = b"key-%d" % (deaths % 7)
-            log.sql.execute("SELECT erase_key('t', %s::bytea)", [key])
+            log.rows("SELECT erase_key('t', %s::bytea)", key)
             gone.update(record[1] for record in log.records[0] if record[3] == key)
             roll.run_once(dsn)
 
@@ -160,7 +160,7 @@ def story(
                 step += every
                 # So that there is not more to be done each time.
                 start = max(start, log.local_start() - 60)
-                log.sql.execute("SELECT delete_records('t', 0, %s)", [start])
+                log.rows("SELECT delete_records('t', 0, %s)", start)
                 tier.run_once(dsn)
             told(f"{prepare.__name__}: {deaths} deaths")
         tier.run_once(dsn)

@@ -33,7 +33,8 @@ class TieredLog:
         self.url = url
         self.records: dict[int, list[Record]] = {number: [] for number in range(partitions)}
         self._appender = Appender(dsn)
-        self.sql = psycopg.connect(dsn, autocommit=True, options="-c search_path=logstore")
+        # Through a pooler, too: nothing is left in the session.
+        self.sql = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
         self._appender.create(
             "t",
             partitions,
@@ -88,15 +89,19 @@ class TieredLog:
         return tier.run_once(self.dsn)
 
     def value(self, query: str, *args: Any) -> Any:
-        row = self.sql.execute(query.encode(), args or None).fetchone()
-        return None if row is None else row[0]
+        found = self.rows(query, *args)
+        return found[0][0] if found else None
 
     def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
-        return self.sql.execute(query.encode(), args or None).fetchall()
+        """What a statement answers that uses the names of the log."""
+        with self.sql.transaction():
+            self.sql.execute("SET LOCAL search_path = logstore")
+            cursor = self.sql.execute(query.encode(), args or None)
+            return cursor.fetchall() if cursor.description is not None else []
 
     def alter(self, **configs: str | None) -> None:
         named = {name.replace("_", "."): value for name, value in configs.items()}
-        self.sql.execute("SELECT alter_topic('t', %s)", [json.dumps(named)])
+        self.rows("SELECT alter_topic('t', %s)", json.dumps(named))
 
     def local_start(self, partition: int = 0) -> int:
         found: int = self.value("SELECT local_start FROM partitions WHERE partition = %s", partition)

@@ -92,16 +92,14 @@ def test_verify_the_log(log: TieredLog) -> None:
         if step == 0:
             reclaim.run_once(log.dsn)
         elif step == 1:
-            log.sql.execute("SELECT delete_records('t', 0, 33)")
+            log.rows("SELECT delete_records('t', 0, 33)")
             log.settle()
         elif step == 2:
             tier_restore.restore(log.dsn, "t")
 
 
 def test_verify_misses_a_file(log: TieredLog) -> None:
-    log.sql.execute(
-        "DELETE FROM remote_segment WHERE file_id = (SELECT min(file_id) + 1 FROM remote_segment)"
-    )
+    log.rows("DELETE FROM remote_segment WHERE file_id = (SELECT min(file_id) + 1 FROM remote_segment)")
     code, found = answer(log, "verify")
     assert code == 1
     assert "files" in json.dumps(found)

@@ -27,6 +27,7 @@ def consume(consumer: Any, count: int) -> list[Any]:
     return sorted(found)
 
 
+@pytest.mark.every_server
 def test_everything_comes_once_and_in_order(colour: Colour, log: TieredLog) -> None:
     assert 0 < log.local_start() < len(log.records[0])
     consumer = colour.consumer("t", dsn=log.dsn, auto_offset_reset="earliest", max_poll_records=33)
@@ -51,6 +52,7 @@ def test_seek_to_any_offset(colour: Colour, log: TieredLog) -> None:
         assert shape(record) == log.records[0][offset]
 
 
+@pytest.mark.every_server
 def test_offsets(colour: Colour, log: TieredLog) -> None:
     consumer = colour.consumer(dsn=log.dsn)
     assert consumer.beginning_offsets([TP]) == {TP: 0}
@@ -75,7 +77,7 @@ def test_the_newest_time_stamp_may_be_in_a_file(colour: Colour, make_log: Callab
     assert admin.list_offsets({TP: -3})[TP][:2] == (1, START_MS + 10**9)
     assert admin.list_offsets({TP: START_MS + 10**6})[TP][:2] == (1, START_MS + 10**9)
     # Deleted records are not found, though their file is there.
-    log.sql.execute("SELECT delete_records('t', 0, 2)")
+    log.rows("SELECT delete_records('t', 0, 2)")
     assert admin.list_offsets({TP: START_MS + 10**6}) == {TP: None}
     assert admin.list_offsets({TP: START_MS})[TP][:2] == (2, START_MS)
 
@@ -99,7 +101,7 @@ def test_a_group_goes_on_from_its_offset(colour: Colour, log: TieredLog) -> None
 def test_the_start_moves_past_the_position(colour: Colour, log: TieredLog) -> None:
     consumer = colour.consumer(dsn=log.dsn, auto_offset_reset="none", max_poll_records=10)
     consumer.assign([TP])
-    log.sql.execute("SELECT delete_records('t', 0, 43)")
+    log.rows("SELECT delete_records('t', 0, 43)")
     log.settle()
     consumer.seek(TP, 42)
     with pytest.raises(OffsetOutOfRangeError):

@@ -28,6 +28,7 @@ def names(path: Path) -> list[str]:
     return sorted(str(found.relative_to(path)) for found in path.rglob("*") if found.is_file())
 
 
+@pytest.mark.every_server
 def test_copies_then_lets_go(make_log: Callable[..., TieredLog], tmp_path: Path) -> None:
     log = make_log(partitions=2, local_retention_ms="-2").fill()
     came_to = log.settle()
@@ -100,14 +101,15 @@ def test_retention_deletes_files(make_log: Callable[..., TieredLog], tmp_path: P
     start = log.value("SELECT log_start FROM partitions")
     assert start > 100
     assert everything(log) == log.records[0][start:]
-    log.sql.execute("SELECT delete_records('t', 0, -1)")
+    log.rows("SELECT delete_records('t', 0, -1)")
     log.settle()
     assert names(tmp_path) == []
 
 
+@pytest.mark.every_server
 def test_deleting_a_topic_deletes_its_files(log: TieredLog, tmp_path: Path) -> None:
     assert names(tmp_path)
-    log.sql.execute("SELECT delete_topic('t')")
+    log.rows("SELECT delete_topic('t')")
     came_to = log.settle()
     assert came_to.topics == (f"deleted topic {log.topic_id}",)
     assert list(tmp_path.iterdir()) == []
@@ -172,7 +174,7 @@ def test_a_store_that_cannot_be_reached(make_log: Callable[..., TieredLog], tmp_
     with pytest.raises(RemoteStorageError):
         everything(log)
     with pytest.raises(RemoteStorageError):
-        log.sql.execute("SELECT delete_records('t', 0, -1)")
+        log.rows("SELECT delete_records('t', 0, -1)")
         log.settle()
     down.unlink()
     log.settle()
@@ -229,7 +231,7 @@ def test_where_nobody_has_said(
     monkeypatch.setenv("LOGSTORE_HOME", str(tmp_path / "another"))
     log.fill().settle()
     assert not (tmp_path / "another").exists()
-    log.sql.execute("SELECT set_tier_location(%s)", [f"file://{tmp_path}/third"])
+    log.rows("SELECT set_tier_location(%s)", f"file://{tmp_path}/third")
     log.fill().settle()
     assert names(tmp_path / "third")
     assert everything(log) == log.everything()
@@ -296,10 +298,10 @@ def test_configs_that_make_no_sense(database: str, configs: dict[str, str]) -> N
 
 def test_what_a_share_group_has_not_finished_stays(make_log: Callable[..., TieredLog]) -> None:
     log = make_log().fill(20)
-    log.sql.execute(
+    log.rows(
         "INSERT INTO share_window (group_id, topic_id, partition, end_offset, start_offset)"
         " VALUES (1, %s, 0, 30, 30)",
-        [log.topic_id],
+        log.topic_id,
     )
     log.fill(20).settle()
     assert 0 < log.local_start() <= 30
@@ -307,7 +309,7 @@ def test_what_a_share_group_has_not_finished_stays(make_log: Callable[..., Tiere
 
 def test_a_share_group_begins_where_postgresql_does(log: TieredLog) -> None:
     start = log.local_start()
-    log.sql.execute("SELECT alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')")
+    log.rows("SELECT alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')")
     with logstore.ShareConsumer("t", dsn=log.dsn, group_id="s") as consumer:
         found: list[Any] = []
         while len([record for record in found if record.partition == 0]) < 200 - start:

@@ -33,6 +33,7 @@ def read(request: pytest.FixtureRequest) -> Iterator[Read]:
     yield threads if request.param == "threads" else on_a_loop
 
 
+@pytest.mark.every_server
 def test_every_range(read: Read, log: TieredLog) -> None:
     dice = random.Random(3)
 

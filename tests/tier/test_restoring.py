@@ -40,6 +40,7 @@ def as_rows(records: list[Any]) -> list[tuple[Any, ...]]:
     return [(record[0], record[1], record[3], record[4]) for record in records]
 
 
+@pytest.mark.every_server
 def test_everything_comes_back(log: TieredLog) -> None:
     reclaim.run_once(log.dsn)
     count = log.value("SELECT count(*) FROM remote_segments")
@@ -83,7 +84,7 @@ def test_what_is_still_there_is_not_copied(log: TieredLog) -> None:
     log.alter(local_retention_ms="-2")
     log.fill()
     tier.run_once(log.dsn)
-    log.sql.execute("UPDATE topic_partition SET local_start = 250 WHERE partition = 0")
+    log.rows("UPDATE topic_partition SET local_start = 250 WHERE partition = 0")
     segments = log.value("SELECT count(*) FROM topic_segment")
     tier_restore.restore(log.dsn, "t", partition=0, from_offset=240)
     assert log.value("SELECT count(*) FROM topic_segment") == segments
@@ -120,7 +121,7 @@ def test_what_cannot_be_restored(log: TieredLog) -> None:
 
 
 def erase(log: TieredLog, key: bytes) -> None:
-    log.sql.execute("SELECT erase_key('t', %s::bytea)", [key])
+    log.rows("SELECT erase_key('t', %s::bytea)", key)
     for _ in range(6):
         roll.run_once(log.dsn)
         erasure.run_once(log.dsn)
@@ -132,6 +133,7 @@ def without(records: list[Any], key: bytes) -> list[Any]:
     return [record for record in records if record[3] != key]
 
 
+@pytest.mark.every_server
 def test_a_key_is_erased_from_files(make_log: Callable[..., TieredLog], tmp_path: Path) -> None:
     log = make_log(partitions=2, file_delete_delay_ms="0").fill()
     log.settle()
