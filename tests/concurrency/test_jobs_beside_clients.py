@@ -17,7 +17,7 @@ from logstore import Consumer, TopicPartition
 from logstore.embedded import binaries
 from logstore.errors import OffsetOutOfRangeError
 from tests.support import audit, jobs
-from tests.support.log_story import TOPICS, Story, connect, goes_on, told
+from tests.support.log_story import JOBS, TOPICS, Story, connect, goes_on, told
 from tests.support.log_view import visible
 from tests.support.programs import PATIENCE_S, eventually
 from tests.support.proxy import Proxy
@@ -49,7 +49,7 @@ def working(dsn: str) -> Iterator[None]:
     def work() -> None:
         try:
             while not enough.is_set():
-                jobs.run(dsn, *jobs.CLEANING)
+                jobs.run(dsn, *JOBS)
         except BaseException as error:
             failed.append(error)
 
@@ -80,7 +80,7 @@ def test_no_append_and_no_read_waits_for_a_job(story: Story) -> None:
 
     with story.copy() as dsn, Proxy(dsn) as proxy:
         proxy.on_request = look
-        jobs.settle(proxy.dsn)
+        jobs.settle(proxy.dsn, JOBS)
         assert waited == []
         assert requests > 50
         assert story.faults(dsn) == []
@@ -107,7 +107,7 @@ def test_beside_a_transaction_that_has_read_the_log(story: Story, isolation: str
                 for topic in TOPICS:
                     visible(reader, topic)
         reader.execute("COMMIT")
-        jobs.settle(dsn)
+        jobs.settle(dsn, JOBS)
         assert story.faults(dsn) == []
 
 
@@ -138,7 +138,7 @@ def test_beside_pg_dump(story: Story, server: Server) -> None:
             finally:
                 dump.kill()
         assert dump.returncode == 0
-        jobs.settle(dsn)
+        jobs.settle(dsn, JOBS)
         assert story.faults(dsn) == []
         restored = server.create(migrated=False)
         try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
 
+import logstore
 from tests.support import audit, jobs
 from tests.support.clock import DAY_MS, HOUR_MS, MINUTE_MS, Clock
 from tests.support.kafka_rules import Record
@@ -18,11 +22,12 @@ from tests.support.log_view import fetched, places, visible
 from tests.support.servers import Server
 from tests.support.sqllog import Session, append, rows, value
 
-__all__ = ["Story", "compare", "connect", "goes_on", "told"]
+__all__ = ["JOBS", "TOPICS", "Story", "compare", "connect", "goes_on", "told"]
 
 KEYS: Final = 7
-TOPICS: Final = ("aged", "sized", "deleted", "keyed", "both", "quiet")
+TOPICS: Final = ("aged", "sized", "deleted", "keyed", "both", "quiet", "far")
 """Those that are read afterwards."""
+JOBS: Final = (*jobs.CLEANING[:-1], "tier", "reclaim")
 
 
 @dataclass
@@ -31,23 +36,40 @@ class Story:
 
     server: Server
     template: str
-    wanted: dict[str, dict[int, list[Record]]]
+    files: Path
+    """A directory for what goes to files."""
+    wanted: dict[str, dict[int, list[Record]]] = field(default_factory=dict)
 
     @contextmanager
     def copy(self) -> Iterator[str]:
         """The DSN of a log in which no job has run yet."""
         dsn = self.server.create(migrated=False, like=self.template)
         try:
+            with closing(connect(dsn)) as session:
+                configs = {"remote.storage.url": f"file://{self.place(dsn)}", "remote.storage.enable": True}
+                session.execute("SELECT alter_topic('far', %s)", [json.dumps(configs)])
             yield dsn
         finally:
             self.server.drop(dsn)
+            shutil.rmtree(self.place(dsn), ignore_errors=True)
+
+    def place(self, dsn: str) -> Path:
+        """Where files of one log are."""
+        return self.files / urlsplit(dsn).path[1:]
 
     def faults(self, dsn: str) -> list[str]:
         """What is not as it has to be once all jobs are done."""
         found = audit.faults(dsn)
         with closing(connect(dsn)) as session:
+            known = {
+                Path(url.removeprefix("file://"))
+                for (url,) in rows(session, "SELECT url FROM remote_segments WHERE state = 'copied'")
+            }
+            there_are = {path for path in self.place(dsn).rglob("*") if path.is_file()}
+            found += [f"{path} is left over" for path in there_are - known]
+            found += [f"{path} is not there" for path in known - there_are]
             for topic, wanted in self.wanted.items():
-                there = visible(session, topic)
+                there = _records(dsn, session, topic)
                 for partition, records in wanted.items():
                     found += compare(f"{topic}-{partition}", records, there.get(partition, []))
         return found
@@ -78,24 +100,37 @@ def told(server: Server, *, size: int = 1) -> Iterator[Story]:
     name = urlsplit(dsn).path[1:]
     with closing(connect(dsn)) as session, Clock(dsn) as clock:
         _tell(session, clock, size)
-    story = Story(server, name, {})
-    try:
-        with story.copy() as copy:
-            with closing(connect(copy)) as session:
-                before = {topic: visible(session, topic) for topic in TOPICS}
-            jobs.settle(copy)
-            with closing(connect(copy)) as session:
-                story.wanted = {topic: _every_partition(session, topic) for topic in TOPICS}
-            found = audit.faults(copy)
-            assert not found, found
-            _check(before, story.wanted)
-        yield story
-    finally:
-        server.drop(dsn)
+    with tempfile.TemporaryDirectory(prefix="logstore-files-") as files:
+        story = Story(server, name, Path(files))
+        try:
+            with story.copy() as copy:
+                with closing(connect(copy)) as session:
+                    before = {topic: visible(session, topic) for topic in TOPICS}
+                jobs.settle(copy, JOBS)
+                with closing(connect(copy)) as session:
+                    story.wanted = {topic: _every_partition(copy, session, topic) for topic in TOPICS}
+                    start = value(session, "SELECT local_start FROM partitions WHERE topic = 'far'")
+                    assert start > 0, "files have taken over"
+                found = story.faults(copy)
+                assert not found, found
+                _check(before, story.wanted)
+            yield story
+        finally:
+            server.drop(dsn)
 
 
-def _every_partition(session: Session, topic: str) -> dict[int, list[Record]]:
-    there = visible(session, topic)
+def _records(dsn: str, session: Session, topic: str) -> dict[int, list[Record]]:
+    """What is in the log, in PostgreSQL and in files."""
+    if topic != "far":
+        return visible(session, topic)
+    found: dict[int, list[Record]] = {}
+    for each in logstore.read(topic, dsn=dsn):
+        found.setdefault(each.partition, []).append(Record(each.offset, each.timestamp, each.key, each.value))
+    return found
+
+
+def _every_partition(dsn: str, session: Session, topic: str) -> dict[int, list[Record]]:
+    there = _records(dsn, session, topic)
     count = value(session, "SELECT partitions FROM topic WHERE name = %s", topic)
     return {partition: there.get(partition, []) for partition in range(count)}
 
@@ -147,6 +182,12 @@ def _tell(session: Session, clock: Clock, size: int) -> None:
     fill(both, 0, 8, keyed=True)
     create("quiet", 2)
     fill(value(session, "SELECT topic_id FROM topic WHERE name = 'quiet'"), 0, 3)
+    # Most of what is left of it is in files only.
+    far = create(
+        "far", 1, segment_bytes=1200, segment_ms=HOUR_MS, local_retention_ms=0, retention_ms=2 * HOUR_MS
+    )
+    fill(far, 0, 8, age=DAY_MS)
+    fill(far, 0, 12)
     gone = create("gone", 1, segment_bytes=1500)
     fill(gone, 0, 5)
     session.execute("SELECT delete_topic('gone')")
@@ -159,6 +200,8 @@ def _check(before: dict[str, dict[int, list[Record]]], after: dict[str, dict[int
         for partition, records in after[topic].items():
             assert set(records) <= set(before[topic].get(partition, [])), f"{topic} has new records"
             assert records == sorted(records, key=lambda each: each.offset)
+    assert 48 <= len(after["far"][0]) < len(before["far"][0])
+    assert after["far"][0] == before["far"][0][-len(after["far"][0]) :]
     assert before["quiet"] == {key: each for key, each in after["quiet"].items() if each}
     assert [record.value for record in after["aged"][1]] == [b"cold"]
     newest = max(record.timestamp for record in before["aged"][0])

@@ -43,8 +43,8 @@ class PooledServer(Server):
         self._direct = direct
         self._pooled = self.dsn
 
-    def create(self, *, migrated: bool = True) -> str:
-        name = urlsplit(self._direct.create(migrated=migrated)).path[1:]
+    def create(self, *, migrated: bool = True, like: str = "template1") -> str:
+        name = urlsplit(self._direct.create(migrated=migrated, like=like)).path[1:]
         return self.database(name)
 
     def drop(self, dsn: str) -> None:

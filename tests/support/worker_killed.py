@@ -25,7 +25,7 @@ import psycopg
 
 from logstore.errors import LogstoreError
 from tests.support import jobs
-from tests.support.log_story import Story, goes_on, told
+from tests.support.log_story import JOBS, Story, goes_on, told
 from tests.support.producer_chaos import kill_server
 from tests.support.programs import eventually
 from tests.support.proxy import Proxy
@@ -79,7 +79,7 @@ def points(blows: Sequence[Blow], stride: int = 1, begin: int = 0) -> Iterator[P
 def workers() -> ForkServerContext:
     """What starts processes that have the jobs loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *(f"logstore.workers.{name}" for name in jobs.CLEANING)])
+    context.set_forkserver_preload([__name__, *(f"logstore.workers.{name}" for name in JOBS)])
     return context
 
 
@@ -119,7 +119,7 @@ def finish(story: Story, dsn: str) -> list[str]:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            jobs.settle(dsn)
+            jobs.settle(dsn, JOBS)
         except LogstoreError as error:
             # The server may still be busy with what the dead one asked for.
             found = [repr(error)]
@@ -177,7 +177,7 @@ def _work(dsn: str) -> None:
     """The worker."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        jobs.settle(dsn)
+        jobs.settle(dsn, JOBS)
     except LogstoreError:
         sys.exit(3)  # it was told that its session, or the server, has come to an end
 
