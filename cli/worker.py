@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -104,12 +103,13 @@ def run(
     from logstore.workers import health, notify
     from logstore.workers.jobs import chosen
     from logstore.workers.journal import Journal
+    from logstore.workers.stopping import stopped_by
     from logstore.workers.worker import Worker
 
     jobs = chosen(only)
     schedules = _schedules(crons, intervals)
     chosen(schedules)
-    with _log() as dsn, _told_to_stop() as stop, contextlib.ExitStack() as stack:
+    with _log() as dsn, stopped_by(signal.SIGINT, signal.SIGTERM) as stop, contextlib.ExitStack() as stack:
         made = Worker(
             dsn,
             settings().schema,
@@ -337,22 +337,6 @@ def _log() -> Iterator[str]:
     finally:
         if resolved.keep is not None:
             resolved.keep.close()
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and by SIGTERM."""
-    stop = threading.Event()
-
-    def tell(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _leave() -> None:

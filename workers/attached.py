@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType
+from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
 from logstore.workers.jobs import JOBS
 from logstore.workers.journal import Journal
+from logstore.workers.stopping import stopped_by
 from logstore.workers.worker import Worker
 
 __all__ = ["main"]
@@ -26,18 +27,20 @@ __all__ = ["main"]
 def main() -> None:
     """Work until told to stop, or left alone."""
     orders = json.loads(sys.argv[1])
-    stop = threading.Event()
-
-    def tell(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGTERM, tell)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(5)
-    threading.Thread(target=_wait_for_the_end, args=[stop], daemon=True).start()
+    with stopped_by(signal.SIGTERM) as stop:
+        threading.Thread(target=_wait_for_the_end, args=[stop], daemon=True).start()
+        _work(orders, stop)
+    sys.stderr.flush()
+    # A thread that is stuck must not keep the process.
+    os._exit(0)
+
+
+def _work(orders: dict[str, Any], stop: threading.Event) -> None:
     dsn = make_conninfo(orders["dsn"], application_name=orders["name"])
     workers = [
         Worker(dsn, schema, JOBS, journal=Journal(), stop=stop, on_tick=_tick) for schema in orders["schemas"]
@@ -48,9 +51,6 @@ def main() -> None:
     workers[0].run()
     for thread in others:
         thread.join()
-    sys.stderr.flush()
-    # A thread that is stuck must not keep the process.
-    os._exit(0)
 
 
 def _wait_for_the_end(stop: threading.Event) -> None:

@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from logstore import errors
 from logstore._core.dsn import connect_error, describe
 
-__all__ = ["Connection", "Limits", "drop_all", "opened"]
+__all__ = ["Connection", "Limits", "drop_all", "opened", "owned"]
 
 Raw = psycopg.Connection[tuple[Any, ...]]
 Row = tuple[Any, ...]
@@ -151,8 +151,19 @@ class Connection:
             raise _ours(error) from error
 
 
-_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+_open: weakref.WeakKeyDictionary[Connection, object] = weakref.WeakKeyDictionary()
 _guard = threading.Lock()
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def owned(owner: object) -> Iterator[None]:
+    """What this thread opens inside is ``owner``'s, for :func:`drop_all`."""
+    _of_thread.owner = owner
+    try:
+        yield
+    finally:
+        _of_thread.owner = None
 
 
 @contextlib.contextmanager
@@ -188,18 +199,25 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
         except psycopg.Error as error:
             raise _ours(error) from error
         with _guard:
-            _open.add(connection)
+            _open[connection] = getattr(_of_thread, "owner", None)
         try:
             yield connection
         finally:
             with _guard:
-                _open.discard(connection)
+                _open.pop(connection, None)
 
 
-def drop_all(*, but: Connection | None = None) -> int:
-    """Break every connection of this process's jobs, so that each job ends; say how many there were."""
+def drop_all(*, of: object = None, but: Connection | None = None) -> int:
+    """Break every connection of this process's jobs, so that each job ends; say how many there were.
+
+    ``of``: only those of this owner.
+    """
     with _guard:
-        found = [connection for connection in _open if connection is not but]
+        found = [
+            connection
+            for connection, owner in _open.items()
+            if connection is not but and (of is None or owner is of)
+        ]
     for connection in found:
         connection.drop()
     return len(found)

@@ -113,6 +113,7 @@ class Worker:
         self._running: dict[str, threading.Event] = {}
         self._changed = threading.Condition()
         self._not_before: dict[str, float] = {}
+        self._given_up: dict[str, float] = {}
         self._said_at = self._retry_at = -1e9
         self._silence_s = 0.0
         self._complaint = ""
@@ -274,9 +275,8 @@ class Worker:
         with self._changed:
             run = self._running.get(standing.name)
         if run is not None:
-            if not standing.mine and not run.is_set():
-                self._journal.note(f"{standing.name}: the lease was lost; ending the run", level="warning")
-                run.set()
+            if not standing.mine:
+                self._give_up(standing.name, run)
             return
         if self._stop.is_set() or self._scheduler.get_job(standing.name) is None:
             return
@@ -293,6 +293,16 @@ class Worker:
         self._scheduler.modify_job(
             standing.name, next_run_time=None if standing.paused else now + timedelta(seconds=wait_s)
         )
+
+    def _give_up(self, name: str, run: threading.Event) -> None:
+        """End a run whose lease was lost: somebody else has begun the next one."""
+        now = time.monotonic()
+        if not run.is_set():
+            self._journal.note(f"{name}: the lease was lost; ending the run", level="warning")
+            run.set()
+            self._given_up[name] = now
+        elif now - self._given_up.get(name, now) >= self._grace_s:
+            connections.drop_all(of=run)
 
     def _store(self, name: str, make: Callable[[], Schedule]) -> None:
         try:
@@ -321,7 +331,8 @@ class Worker:
             stop.set()
         began = time.monotonic()
         try:
-            result = job.run_once(self._dsn, self._schema, stop=stop)
+            with connections.owned(stop):
+                result = job.run_once(self._dsn, self._schema, stop=stop)
         except Exception as error:
             run = self._failed(job, error, failures, time.monotonic() - began, stop)
         else:

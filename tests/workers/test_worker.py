@@ -214,6 +214,22 @@ def test_who_loses_the_lease_ends_the_run(bench: Bench) -> None:
     assert bench.state("worker") == "somebody"
 
 
+def test_who_loses_the_lease_in_the_middle_of_a_long_statement_is_free_again(bench: Bench) -> None:
+    def run(dsn: str, _stop: threading.Event) -> Came:
+        with opened(dsn, "logstore", "sleeper", Limits(statement_timeout_ms=0)) as connection:
+            connection.rows("SELECT pg_sleep(100)")
+        return Came()
+
+    with bench.working(job("job", run), job("other", lambda *_: Came()), grace_s=0.1) as worker:
+        eventually(lambda: worker.running == ["job"], "it runs")
+        with psycopg.connect(bench.dsn) as connection:
+            connection.execute("UPDATE logstore.worker_job SET holder = 'somebody' WHERE name = 'job'")
+        eventually(lambda: worker.running == [], "it does not run any more")
+        # Somebody is lost as well.
+        eventually(lambda: worker.running == ["job"], "it runs again")
+        assert worker.tallies["other"].failures == 0
+
+
 def test_told_to_stop_it_lets_a_step_finish(bench: Bench) -> None:
     began = threading.Event()
 
