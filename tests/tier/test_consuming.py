@@ -39,7 +39,7 @@ def test_everything_comes_once_and_in_order(colour: Colour, log: TieredLog) -> N
 
 
 def test_iterating_does_not_end_where_files_do(colour: Colour, log: TieredLog) -> None:
-    consumer = colour.consumer("t", dsn=log.dsn, auto_offset_reset="earliest", consumer_timeout_ms=200)
+    consumer = colour.consumer("t", dsn=log.dsn, auto_offset_reset="earliest", consumer_timeout_ms=1)
     assert sorted(shape(record) for record in consumer) == log.everything()
 
 
