@@ -229,8 +229,8 @@ begin atomic
         where 'delete' = any (c.policy) and c.retention_bytes between 0 and c.segment_bytes - 1
         union all
         select 'retention.ms', format(
-            'is less than segment.ms, %s: where records keep coming, the oldest goes when its segment is that old '
-            'or segment.bytes large, and retention.ms later all of it', c.segment_ms)
+            'is less than segment.ms, %s: a record that younger ones follow stays until its segment is closed '
+            'and all of it has expired', c.segment_ms)
         where 'delete' = any (c.policy) and c.retention_ms between 0 and c.segment_ms - 1
         union all
         select 'segment.bytes', format(
