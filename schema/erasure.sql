@@ -128,8 +128,9 @@ $$;
 
 -- Tries the topic's guard, and, once nothing is under way in the topic and searched has every leaf that may have
 -- had the keys (and its files, if there are any), writes that nobody can read them any more, and forgets the keys;
--- once the old leaves are dropped, that they are gone. Returns how many erasures are finished by this.
-create or replace function finish_erasures(topic_id int4, searched int4[]) returns int4
+-- once the old leaves are dropped, that they are gone. newest: the newest erasure that was there when the
+-- search began. Returns how many erasures are finished by this.
+create or replace function finish_erasures(topic_id int4, searched int4[], newest int8) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 declare
     id constant int4 := topic_id;
@@ -142,7 +143,7 @@ begin
     end if;
     perform set_config('synchronous_commit', 'on', true);
     update erasure e set removed_at = to_timestamp(clock_ms() / 1000.0), key = null
-    where e.topic_id = id and e.removed_at is null
+    where e.topic_id = id and e.removed_at is null and e.erasure_id <= newest
       and (e.files_searched_at is not null or not has_files(id, e.ends));
     update erasure e set finished_at = to_timestamp(clock_ms() / 1000.0)
     where e.topic_id = id and e.removed_at is not null and e.finished_at is null

@@ -31,21 +31,25 @@ begin atomic
     order by s.topic_id, s.place;
 end;
 
--- Takes the guard of the topic if nobody has it; makes the index of the keys of a closed leaf, or makes the topic
--- go on to a leaf that has one; returns whether it did either.
+-- Tries the lock under which a topic's leaves are written anew, or its guard; makes the index of the keys of a
+-- closed leaf, if that takes seconds (a larger one gets it when it is compacted), or makes the topic go on to a leaf
+-- that has one; returns whether it did either.
 create or replace function mend_key_index(topic_id int4, segment int4) returns boolean
 language plpgsql volatile security definer set search_path from current as $$
 declare
     closed boolean;
     active int4;
+    bytes int8;
 begin
-    if not pg_try_advisory_xact_lock(lock_class('guard'), topic_id) then
+    if not pg_try_advisory_xact_lock(lock_class('rewrite'), topic_id) then
         return false;
     end if;
     select not m.active into closed from missing_key_indexes() m
     where m.topic_id = mend_key_index.topic_id and m.segment = mend_key_index.segment;
     if closed then
-        return add_key_index(topic_id, segment);
+        select sum(z.bytes) into bytes from sealed_segment z
+        where z.topic_id = mend_key_index.topic_id and z.segment = mend_key_index.segment;
+        return coalesce(bytes, 0) <= 268435456 and add_key_index(topic_id, segment);
     end if;
     select t.active_segment into active from topic t where t.topic_id = mend_key_index.topic_id;
     return closed is not null and active = segment and roll_segment(topic_id, segment) <> segment;

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from logstore.errors import RequestTimedOutError
 from logstore.workers.connections import Connection, opened
 from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, advance
 
@@ -98,6 +99,8 @@ class _Run:
 
     def search(self) -> None:
         connection, topic_id = self._connection, self._topic_id
+        # What is asked for from now on has not been searched for where the search has been.
+        newest = connection.value("SELECT max(erasure_id) FROM {}.pending_erasures(%s)", topic_id)
         # What is to be erased has to be in closed segments.
         while connection.value("SELECT more FROM {}.roll_for_erasure(%s)", topic_id):
             if self._stop.is_set():
@@ -109,25 +112,36 @@ class _Run:
             if self._stop.is_set() or time.monotonic() >= self._until:
                 self.more = True
                 return
-            if connection.value("SELECT {}.holds_erased(%s, %s)", topic_id, segment):
+            if self._holds(segment):
+                before = self._found()
                 if not connection.value("SELECT {}.start_rewrite(%s, 'erase', %s)", topic_id, [segment]):
                     return  # somebody else has the topic's guard
                 if not self._advance():
                     self.more = True
                     return
                 self.rewritten += 1
+                self.searched += [each for each in self._found() if each not in before]
             else:
                 self.searched.append(segment)
         self.finished = int(
-            connection.value("SELECT {}.finish_erasures(%s, %s)", topic_id, self.searched) or 0
+            connection.value("SELECT {}.finish_erasures(%s, %s, %s)", topic_id, self.searched, newest) or 0
         )
 
     def _next(self) -> int | None:
         """The oldest closed segment that may have the keys and has not been searched."""
-        found = self._connection.rows(
+        return next((segment for segment in self._found() if segment not in self.searched), None)
+
+    def _found(self) -> list[int]:
+        rows = self._connection.rows(
             "SELECT segment FROM {}.leaves_to_search(%s) WHERE closed", self._topic_id
         )
-        return next((segment for (segment,) in found if segment not in self.searched), None)
+        return [segment for (segment,) in rows]
+
+    def _holds(self, segment: int) -> bool:
+        try:
+            return bool(self._connection.value("SELECT {}.holds_erased(%s, %s)", self._topic_id, segment))
+        except RequestTimedOutError:
+            return True  # it is too large for one statement; writing it anew goes by steps
 
     def _advance(self) -> bool:
         """Finish what is under way in the topic, whatever it is."""

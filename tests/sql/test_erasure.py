@@ -130,6 +130,20 @@ def test_an_erased_batch_is_covered(session: Session, log_dsn: str) -> None:
     ) == [("finished", 1)]
 
 
+def test_what_is_asked_for_during_a_search_is_for_the_next(session: Session, log_dsn: str) -> None:
+    topic_id = create(session, cleanup_policy="delete")
+    keyed(session, topic_id, a="1", b="1")
+    first = value(session, "SELECT erase_key('t', 'nobody'::text)")
+    assert erasure.run_once(log_dsn).segments == 1
+    value(session, "SELECT erase_key('t', 'a'::text)")
+    # As if the search for the first one ended only now.
+    searched = [segment for (segment, _) in rows(session, "SELECT * FROM leaves_to_search(%s)", topic_id)]
+    value(session, "SELECT finish_erasures(%s, %s, %s)", topic_id, searched, first)
+    assert rows(session, "SELECT state FROM erasures ORDER BY 1") == [("finished",), ("pending",)]
+    assert erasure.run_once(log_dsn).rewritten == 1
+    assert [record[2] for record in all_records(session)] == [b"b"]
+
+
 def test_the_jobs_do_it_all(session: Session, log_dsn: str) -> None:
     with Clock(log_dsn) as clock:
         topic_id = create(session, segment_bytes="4000", file_delete_delay_ms="0")
