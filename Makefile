@@ -53,7 +53,7 @@ chaos: $(VENV)/.dev ## Kill members of a share group at random over 100,000 reco
 	$(BIN)/python -m tests.support.share_chaos $(ARGS)
 
 PROOFS ?= history_chaos every_point producer_chaos exactly_once_chaos transfer_chaos outbox_chaos \
-	model_runs worker_killed worker_chaos simulated_day tier_killed compaction_crash quota_chaos mirror_killed
+	model_runs worker_killed worker_chaos worker_takeover simulated_day tier_killed compaction_crash quota_chaos mirror_killed
 
 .PHONY: prove
 prove: $(VENV)/.dev ## Hold the guarantees against random faults, at length (half an hour; PROOFS=... for some)

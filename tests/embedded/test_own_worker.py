@@ -40,7 +40,7 @@ def one_worker(dsn: str, *, but: int = 0) -> int:
         found[:] = [pid for pid in workers(dsn) if pid != but]
         return len(found) == 1
 
-    eventually(there, "there is a worker")
+    eventually(there, "there is a worker", 60)
     return found[0]
 
 
