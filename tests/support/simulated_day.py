@@ -13,7 +13,8 @@ in bytes as the log counts them:
 - compact,delete: the smaller of the two.
 
 What a byte of the log takes on disk (rows, pages, indexes) is measured on a table that nothing is ever
-removed from; a topic has one segment that may be empty.
+removed from; so is what a segment takes without any record, of which there are as many as ``segment.ms`` and
+``segment.bytes`` make.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CATALOG: Final = (
 VACUUMED_EVERY: Final = 6
 """Ticks."""
 FLAT: Final = 1.10
-"""How much larger PostgreSQL's catalog may be after the second half of the time than after the first."""
+"""How much larger PostgreSQL's catalog may be in the end than the quarter before."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,19 @@ class Day:
     log_bytes: int = 0
     segments: int = 0
     segments_made: int = 0
-    catalog: list[int] = field(default_factory=list)
-    """PostgreSQL's catalog in bytes, half-way and in the end."""
+    catalog: list[tuple[int, int]] = field(default_factory=list)
+    """Tables of segments, and bytes of PostgreSQL's catalog: in each quarter's end."""
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        half, end = self.catalog
+        catalog = ", ".join(f"{size / 1e6:.1f} MB with {tables}" for tables, size in self.catalog)
         return (
             f"{self.plan.topics} topics, {self.plan.length_ms / HOUR_MS:g} h in {self.seconds:.0f} s: "
             f"{self.appended / 1e6:,.0f} MB appended, {self.disk / 1e6:,.1f} MB on disk in "
             f"{self.segments} of {self.segments_made} segments; the configs need {self.needed / 1e6:,.1f} MB "
-            f"and allow {self.allowed / 1e6:,.1f} MB ({self.disk / self.allowed:.2f} of it); catalog "
-            f"{half / 1e6:.1f} MB half-way, {end / 1e6:.1f} MB in the end; {len(self.problems)} problems"
+            f"and allow {self.allowed / 1e6:,.1f} MB ({self.disk / self.allowed:.2f} of it); "
+            f"the catalog by quarters: {catalog} segments; {len(self.problems)} problems"
         )
 
 
@@ -137,8 +138,8 @@ def live(server: Server, plan: Plan) -> Day:
                 jobs.run(dsn, *jobs.CLEANING)
                 if tick % VACUUMED_EVERY == 0:
                     _vacuum(server, dsn)
-                if tick + 1 in (ticks // 2, ticks):
-                    day.catalog.append(_catalog(server, dsn))
+                if (tick + 1) % (ticks // 4) == 0:
+                    day.catalog.append(_catalog(dsn))
             clock.advance(MINUTE_MS)
             jobs.settle(dsn)
             _look(session, clock.now_ms, topics, cost, empty, day)
@@ -222,20 +223,20 @@ def _vacuum(server: Server, dsn: str) -> None:
         each.execute(f"VACUUM {', '.join(CATALOG)}".encode())
 
 
-def _catalog(server: Server, dsn: str) -> int:
+def _catalog(dsn: str) -> tuple[int, int]:
     with psycopg.connect(dsn) as connection:
         row = connection.execute(
-            "SELECT sum(pg_total_relation_size(oid))::int8 FROM pg_class "
-            "WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'"
+            "SELECT (SELECT count(*) FROM logstore.topic_segment), sum(pg_total_relation_size(oid))::int8 "
+            "FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'"
         ).fetchone()
         assert row is not None
-        return int(row[0])
+        return row[0], row[1]
 
 
 def _look(session: Session, now: int, topics: Sequence[Topic], cost: float, empty: int, day: Day) -> None:
     session.execute("SELECT pg_stat_force_next_flush()")
     for topic in topics:
-        day.allowed += empty
+        day.allowed += empty * _segments(topic, now, day.plan.tick_ms)
         there = places(session, topic.id)
         left = visible(session, topic.name) if "compact" in topic.cleanup else {}
         for partition, batches in enumerate(topic.batches):
@@ -268,27 +269,18 @@ def _look(session: Session, now: int, topics: Sequence[Topic], cost: float, empt
     )
     if dead:
         day.problems.append(f"dead tuples: {dead}")
-    half, end = day.catalog
-    if end > FLAT * half:
-        day.problems.append(f"the catalog has grown from {half} to {end} bytes")
+    (before, smaller), (tables, larger) = day.catalog[-2:]
+    if larger > FLAT * smaller * max(1, tables / before):
+        day.problems.append(f"the catalog has grown from {smaller} to {larger} bytes")
 
 
 def _bounds(topic: Topic, batches: Sequence[Batch], now: int, tick_ms: int) -> tuple[int, float, float]:
     """The offset from which on records must be there, how many bytes must be, and how many may be."""
     configs = topic.configs
-    segment_bytes, segment_ms = int(configs["segment.bytes"]), int(configs["segment.ms"])
-    needed, allowed = _deletion(topic, batches, now, tick_ms) if "delete" in topic.cleanup else (0, 0)
+    segment_bytes = int(configs["segment.bytes"])
+    needed, allowed = _extent(topic, batches, now, tick_ms)
     offset = batches[needed].base_offset if needed < len(batches) else _end(batches)
     required = sum(batch.size for batch in batches[needed:])
-    # Of whole segments.
-    shared, first = 0, allowed
-    while (
-        0 < allowed < len(batches)
-        and shared <= segment_bytes
-        and batches[first].timestamp - batches[allowed - 1].timestamp <= segment_ms + tick_ms
-    ):
-        allowed -= 1
-        shared += batches[allowed].size
     permitted = float(sum(batch.size for batch in batches[allowed:]))
     if "compact" in topic.cleanup:
         newest = {key: batch for batch in batches for key in batch.keys}
@@ -298,6 +290,32 @@ def _bounds(topic: Topic, batches: Sequence[Batch], now: int, tick_ms: int) -> t
         )
         required = min(required, int(unique))
     return offset, required, permitted
+
+
+def _extent(topic: Topic, batches: Sequence[Batch], now: int, tick_ms: int) -> tuple[int, int]:
+    """The first batch that has to be there, and the first that may be, since whole segments go."""
+    segment_bytes, segment_ms = int(topic.configs["segment.bytes"]), int(topic.configs["segment.ms"])
+    needed, allowed = _deletion(topic, batches, now, tick_ms) if "delete" in topic.cleanup else (0, 0)
+    shared, first = 0, allowed
+    while (
+        0 < allowed < len(batches)
+        and shared <= segment_bytes
+        and batches[first].timestamp - batches[allowed - 1].timestamp <= segment_ms + tick_ms
+    ):
+        allowed -= 1
+        shared += batches[allowed].size
+    return needed, allowed
+
+
+def _segments(topic: Topic, now: int, tick_ms: int) -> float:
+    """Into how many segments the topic's configs divide what they allow: by time, by size, and one more."""
+    size, oldest = 0, now
+    for batches in topic.batches:
+        _, allowed = _extent(topic, batches, now, tick_ms)
+        size += sum(batch.size for batch in batches[allowed:])
+        oldest = min([oldest, *(batch.timestamp for batch in batches[allowed : allowed + 1])])
+    span = int(topic.configs["segment.ms"]) - int(topic.configs["segment.jitter.ms"])
+    return (now - oldest) / span + size / int(topic.configs["segment.bytes"]) + 1
 
 
 def _end(batches: Sequence[Batch]) -> int:
