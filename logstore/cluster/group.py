@@ -33,7 +33,6 @@ DEFAULT_REPLICAS: Final = 3
 START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 90.0
 SWITCHOVER_TIMEOUT_S: Final = 60.0
-ORPHANS_STOP_S: Final = 20.0
 _NEEDED_BYTES: Final = 200 << 20
 
 
@@ -101,7 +100,10 @@ class LocalCluster:
             found = self._stop(timeout_s) or found
             plan = self._readable_plan()
             known = places(self.layout, plan) if plan else ()
-            found = processes.end(known, 0 if remove else ORPHANS_STOP_S) > 0 or found
+            if remove:
+                found = sum(processes.discard(place) for place in known) > 0 or found
+            else:
+                found = processes.end(known) > 0 or found
             if remove:
                 shutil.rmtree(self.layout.path, ignore_errors=True)
         return found

@@ -17,7 +17,7 @@ from logstore.cluster.layout import Place
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["end", "kill", "of"]
+__all__ = ["discard", "end", "kill", "of"]
 
 _PROGRAMS: Final = frozenset(
     {"postgres", "etcd", "initdb", "pg_basebackup", "pg_rewind", "pg_ctl", "pg_controldata"}
@@ -26,10 +26,11 @@ _PROGRAMS: Final = frozenset(
 
 def of(place: Place) -> list[psutil.Process]:
     """Every process of a member, or of etcd, that lives; oldest first."""
-    return [process for process in _at(place) if process.status() != "zombie"]
+    return [process for process, _ in _at(place)]
 
 
-def _at(place: Place) -> Iterator[psutil.Process]:
+def _at(place: Place) -> Iterator[tuple[psutil.Process, str]]:
+    """The processes, with the names of what they run."""
     import psutil
 
     inside = place.path.resolve()
@@ -38,8 +39,10 @@ def _at(place: Place) -> Iterator[psutil.Process]:
             where = Path(process.cwd())
             if where != inside and inside not in where.parents:
                 continue
-            if process.name() in _PROGRAMS or str(place.configuration) in process.cmdline():
-                yield process
+            name = process.name()
+            ours = name in _PROGRAMS or str(place.configuration) in process.cmdline()
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, name
 
 
 def kill(place: Place, patience_s: float = 10.0) -> int:
@@ -57,6 +60,28 @@ def kill(place: Place, patience_s: float = 10.0) -> int:
         if psutil.wait_procs(found, timeout=patience_s)[1]:
             break
     return killed
+
+
+def discard(place: Place, patience_s: float = 5.0) -> int:
+    """Stop at once a member whose data are to be removed; how many processes there were.
+
+    Nothing but PostgreSQL's own end gives its shared memory back.
+    """
+    import psutil
+
+    named = list(_at(place))
+    found = [process for process, _ in named]
+    postgres = [process for process, name in named if name == "postgres"]
+    for process in found:
+        if process not in postgres:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    for process in _oldest(postgres):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGQUIT)
+    psutil.wait_procs(found, timeout=patience_s)
+    kill(place)
+    return len(found)
 
 
 def end(places: Iterable[Place], patience_s: float = 20.0) -> int:
@@ -77,5 +102,12 @@ def end(places: Iterable[Place], patience_s: float = 20.0) -> int:
 
 def _oldest(found: list[psutil.Process]) -> list[psutil.Process]:
     """Those whose parents are not among them."""
+    import psutil
+
     numbers = {process.pid for process in found}
-    return [process for process in found if process.ppid() not in numbers]
+    oldest = []
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() not in numbers:
+                oldest.append(process)
+    return oldest

@@ -253,7 +253,7 @@ class Supervisor:
         """Followers first, so that none is elected while the leader stops; etcd last."""
         if self.layout.doomed.exists():
             for child in self.children:
-                processes.kill(child.place)
+                processes.discard(child.place)
             return
         seen = rest.members_seen(self.plan) if self.children else {}
         leaders = [name for name, each in seen.items() if each.leads]
