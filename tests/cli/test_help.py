@@ -37,7 +37,8 @@ EXPECTED = {
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
     "db downgrade", "transaction list",
     "cluster up", "cluster status", "cluster kill", "cluster switchover", "cluster down",
-    "retention show", "retention run",
+    "retention show", "retention run", "mirror run", "mirror status", "mirror promote",
+    "tier list", "tier verify", "tier restore", "tier run", "tier location",
     "transaction describe", "transaction fence", "worker run", "worker jobs", "worker status", "verify",
     "up", "down", "status", "demo", "completion",
 }  # fmt: skip
