@@ -70,6 +70,10 @@ begin
             'the topic that was copied so far has been deleted, and made anew with the same name',
             'Delete the mirror''s topic to copy the new one.');
     end if;
+    if m.state = 'fenced' and exists (select from outbox o where o.topic = t.name) then
+        perform refuse_mirror(t.name, 'staged', 'transactions have staged records for it that are not drained',
+            'They came with the fence: look at them in the view outbox.');
+    end if;
     if t.partitions > begin_mirror.partitions then
         perform refuse_mirror(t.name, 'partitions', format('it has %s partitions, and %s where it is copied from',
             t.partitions, begin_mirror.partitions), null);

@@ -244,6 +244,8 @@ class Mirror:
             self._forget(name)
             cycle.refused[name] = error
             return
+        if self._topics.get(name) != topic:
+            self._committed = {key: commit for key, commit in self._committed.items() if key[1] != topic_id}
         self._topics[name] = topic
         self._seen[name] = (topic_id, partitions, configs)
         self._configs_left[name] = row[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,7 +19,12 @@ def both(request: pytest.FixtureRequest, server: Server) -> Iterator[Both]:
     servers = [request.getfixturevalue(kind) for kind in kinds]
     source, target = (each.create() for each in servers)
     try:
-        with Both(Link(source, target)) as made:
+        # What a test asks by itself goes around a pooler.
+        direct = (
+            server.database(urlsplit(dsn).path[1:]) if kind == "pooled" else dsn
+            for kind, dsn in zip(kinds, (source, target), strict=True)
+        )
+        with Both(Link(source, target), Link(*direct)) as made:
             yield made
     finally:
         servers[0].drop(source)

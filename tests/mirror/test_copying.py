@@ -10,7 +10,9 @@ from tests.support.appender import values
 from tests.support.mirrored import Both
 
 ACROSS = pytest.mark.parametrize(
-    "both", [("server", "server"), ("server", "postgres15"), ("postgres15", "server")], indirect=True
+    "both",
+    [("server", "server"), ("server", "postgres15"), ("postgres15", "server"), ("pooled", "pooled")],
+    indirect=True,
 )
 
 
@@ -166,6 +168,17 @@ def test_holes_of_compaction(both: Both, begun: bool, stamps: str) -> None:
     else:
         assert both.differences() == []
         assert both.source.execute("SELECT count(*) < 100 FROM records").fetchone() == (True,)
+    assert both.findings() == []
+
+
+def test_what_the_server_stamped_and_compaction_joined(both: Both) -> None:
+    """A batch of several moments, whose type says that it has one: an audit knows where that comes from."""
+    both.create("t", 1, message_timestamp_type="LogAppendTime")
+    both.cycle()
+    both.target.execute(
+        "SELECT mirror_append(topic_id_of('t'), 0, 0, 4, 2, 0, 1::int2, 9, 8, ARRAY[7, 8]::int8[], NULL,"
+        " NULL, NULL, NULL, NULL, ARRAY[1, 3])"
+    )
     assert both.findings() == []
 
 

@@ -36,12 +36,16 @@ SAME = {
 
 
 class Both:
-    """Connections to both; ``append`` writes to the source, ``append_there`` to the mirror."""
+    """Connections to both; ``append`` writes to the source, ``append_there`` to the mirror.
 
-    def __init__(self, link: Link) -> None:
+    ``direct``: the same two without a pooler.
+    """
+
+    def __init__(self, link: Link, direct: Link | None = None) -> None:
         self.link = link
-        self.source = psycopg.connect(link.source, autocommit=True, options="-c search_path=logstore")
-        self.target = psycopg.connect(link.target, autocommit=True, options="-c search_path=logstore")
+        direct = direct or link
+        self.source = psycopg.connect(direct.source, autocommit=True, options="-c search_path=logstore")
+        self.target = psycopg.connect(direct.target, autocommit=True, options="-c search_path=logstore")
         self.appenders = (Appender(link.source), Appender(link.target))
         self.append = self.appenders[0].append
         self.create = self.appenders[0].create
