@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from logstore import AsyncConsumer, Consumer
-from logstore._async.driver import _asyncpg_arguments
+from logstore._core.dsn import asyncpg_arguments
 from logstore.errors import (
     ConfigurationError,
     IllegalStateError,
@@ -72,7 +72,7 @@ def engine(dsn: str, **options: Any) -> Engine:
 
 def async_engine(dsn: str, **options: Any) -> AsyncEngine:
     async def connect() -> Any:
-        return await asyncpg.connect(**_asyncpg_arguments(psycopg.conninfo.conninfo_to_dict(dsn)))
+        return await asyncpg.connect(**asyncpg_arguments(psycopg.conninfo.conninfo_to_dict(dsn)))
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, **options)
 
