@@ -45,7 +45,7 @@ create table dropped_segment (
     primary key (topic_id, segment)
 );
 
--- Space for the moment when there is none: what dropping segments needs before it gives some back. Without any
+-- Space for the moment when there is none: what dropping segments needs before it gives some back. Without an
 -- index or TOAST table, which emptying it would have to make anew.
 create unlogged table disk_reserve (a name, b name, c name, d name, e name, f name, g name)
     with (autovacuum_enabled = off);
