@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from struct import unpack_from
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -119,7 +119,7 @@ def test_every_record_from_any_offset_on(given_batches: list[Batch], position: i
         position = batch.last_offset + 1
 
 
-def plain(base: int, count: int, **changes: int) -> Batch:
+def plain(base: int, count: int, **changes: Any) -> Batch:
     batch = Batch(base, base + count - 1, count, 0, 0, 0, 0, None, None, ByteaArray([b"v"] * count).encode(),
                   None, None, None, None)  # fmt: skip
     return batch._replace(**changes)
