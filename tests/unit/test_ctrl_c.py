@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from logstore._sync.concurrency import Condition, Event
+from logstore._sync.concurrency import Condition, Event, Lock, let_go
 
 
 class StruckLock:
@@ -38,7 +38,7 @@ def test_lock_is_held_whatever_ends_the_wait(timeout_s: float) -> None:
 
 
 def test_notification_wakes_every_waiter_and_is_remembered_by_none() -> None:
-    lock = threading.Lock()
+    lock = Lock()
     condition = Condition(lock)
     woken: list[bool] = []
     ready = threading.Semaphore(0)
@@ -75,3 +75,23 @@ def test_event_wakes_those_who_wait_and_those_who_come_later() -> None:
     assert seen == [True] * 3
     assert event.is_set()
     assert event.wait(0)
+
+
+def test_only_ones_own_lock_is_let_go_of() -> None:
+    lock = Lock()
+    let_go(lock)
+    lock.acquire()
+    other = threading.Thread(target=let_go, args=(lock,))
+    other.start()
+    other.join()
+    taken: list[bool] = []
+
+    def take() -> None:
+        taken.append(lock.acquire(blocking=False))
+
+    for _ in range(2):
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        let_go(lock)
+    assert taken == [False, True]
