@@ -31,9 +31,10 @@ class QuotaAdmin:
     ) -> None:
         """Set quotas, all or none of them.
 
-        For example ``{ClientQuotaEntity(client_id="etl"): {"producer_byte_rate": 1_000_000}}``. There are ``producer_byte_rate`` and ``consumer_byte_rate``, in bytes a second, of records as the
-        topics' sizes count them; None takes one away, one that is not named stays.  Running clients keep to
-        it from their next request on; one that waits notices within two seconds.
+        For example ``{ClientQuotaEntity(client_id="etl"): {"producer_byte_rate": 1_000_000}}``.  There are
+        ``producer_byte_rate`` and ``consumer_byte_rate``, in bytes a second, of records as the topics' sizes
+        count them; None takes one away, one that is not named stays.  Running clients keep to it from their
+        next request on; one that waits notices within two seconds.
 
         Raises InvalidArgumentError for an impossible entity, InvalidConfigError for an unknown quota or rate,
         AuthorizationFailedError when the role may not act as the owner of the log.

@@ -324,9 +324,7 @@ class Subscription:
     @property
     def reads_files(self) -> bool:
         """Some partition's next records are in files."""
-        return any(
-            state.remote and not state.paused and not state.stopped for state in self._states.values()
-        )
+        return any(state.remote and not state.paused and not state.stopped for state in self._states.values())
 
     def next_file_read(self) -> FetchRequest | None:
         """The partition whose next records are to be read from a file; None: none, or enough is buffered."""

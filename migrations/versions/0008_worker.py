@@ -63,6 +63,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
-        "drop table topic_statistics, worker, worker_job;"
-        "alter table producer drop column used_at"
+        "drop table topic_statistics, worker, worker_job;alter table producer drop column used_at"
     )

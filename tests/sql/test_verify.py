@@ -112,7 +112,7 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
         "INSERT INTO topic_segment (topic_id, segment, place) VALUES (99, 0, 0)", {"catalog"}, "topic id 99"),
     "a closed segment that there is not": (
         "INSERT INTO sealed_segment SELECT topic_id, partition, 77, segment_start, segment_start, 1, 1, 1, 0"
-        " FROM topic_partition WHERE partition = 0", {"catalog", "sealed"}, "segment that the topic does not"),
+        " FROM topic_partition WHERE partition = 0", {"catalog", "sealed"}, "that the topic does not"),
     "configs are not what they say": (
         "UPDATE topic SET max_message_bytes = 5", {"configs"}, "max_message_bytes is 5"),
     # Tables.
