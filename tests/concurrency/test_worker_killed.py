@@ -12,8 +12,8 @@ from tests.support.worker_killed import Blow, points, strike_each
 def test_whatever_the_worker_was_doing(server: Server) -> None:
     blows = (Blow.AFTER, Blow.SESSION, Blow.BEFORE)
     with told(server) as story:
-        results = list(islice(strike_each(story, points(blows, 13, 9)), 10))
-    assert sum(result.struck for result in results) >= 9
+        results = list(islice(strike_each(story, points(blows, 61, 25)), 4))
+    assert sum(result.struck for result in results) >= 4
     assert [str(result) for result in results if result.wrong] == []
 
 

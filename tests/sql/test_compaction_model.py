@@ -13,4 +13,4 @@ class Compaction(LogMachine):
 
 def test_compaction_behaves_as_its_model(log_dsn: str, session: Session) -> None:
     with Clock(log_dsn) as clock:
-        hold(Compaction, log_dsn, session, clock, examples=4, steps=16)
+        hold(Compaction, log_dsn, session, clock, examples=3, steps=15)
