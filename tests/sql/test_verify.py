@@ -74,13 +74,16 @@ def build(session: Session) -> None:
 COLUMNS = 'SELECT "check", topic, "partition", segment, "offset", "group", found, total FROM '
 
 
+AUDITS = ("verify_catalog", "verify_producers", "verify_groups", "verify_share", "verify_files")
+
+
 def audit(session: Session, at_most: int = 20, *, arrays: bool = True) -> list[tuple[Any, ...]]:
     """Every finding of every function, as `logstore verify` asks for them."""
     found = rows(session, COLUMNS + "verify_strays(%s)", at_most)
     for topic_id, segment in rows(session, "SELECT topic_id, segment FROM verify_plan(null)"):
         found += rows(session, COLUMNS + "verify_segment(%s, %s, %s, %s)", topic_id, segment, arrays, at_most)
     for (topic_id,) in rows(session, "SELECT DISTINCT topic_id FROM verify_plan(null)"):
-        for function in ("verify_catalog", "verify_producers", "verify_groups", "verify_share"):
+        for function in AUDITS:
             found += rows(session, COLUMNS + function + "(%s, %s)", topic_id, at_most)
     return found
 
@@ -283,6 +286,9 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
     "a range with the key of one": (
         "UPDATE share_flight SET last_offset = 48 WHERE key_hash IS NOT NULL AND partition = 0", {"share"},
         "has the key of one"),
+    # Files.
+    "records that are neither here nor in a file": (
+        "UPDATE topic_partition SET local_start = 5 WHERE partition = 0", {"files"}, "no file has the offsets"),
 }  # fmt: skip
 
 
