@@ -14,9 +14,11 @@ return (
 
 -- Needs the topic's guard; takes the topic's row lock and locks its table in SHARE UPDATE EXCLUSIVE mode, which
 -- appends and reads do not notice; makes and attaches the leaf for one more segment, writes its catalog row,
--- returns its number. place: after which of the segments it comes (null: after them all). (CREATE TABLE ...
+-- returns its number. place: after which of the segments it comes (null: after them all); active: appends go
+-- there from now on. (CREATE TABLE ...
 -- PARTITION OF would wait for everybody and block every append.)
-create or replace function add_segment(topic_id int4, live boolean default true, place int4 default null)
+create or replace function add_segment(
+    topic_id int4, live boolean default true, place int4 default null, active boolean default false)
 returns int4
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
@@ -28,7 +30,10 @@ declare
     compacted boolean;
     arrays text;
 begin
-    update topic t set last_segment = t.last_segment + 1
+    update topic t set
+        last_segment = t.last_segment + 1,
+        active_segment = case when add_segment.active then t.last_segment + 1 else t.active_segment end,
+        roll_at = case when add_segment.active then roll_time(effective_configs(t.configs)) else t.roll_at end
     where t.topic_id = add_segment.topic_id
     returning t.last_segment, coalesce(t.configs ->> 'compression.type' = 'lz4', false),
               coalesce('compact' = any (string_to_array(t.configs ->> 'cleanup.policy', ',')), false)
@@ -69,7 +74,6 @@ create or replace function roll_segment(topic_id int4, segment int4) returns int
 language plpgsql volatile set search_path from current as $$
 #variable_conflict use_column
 declare
-    next_segment int4;
     active int4;
 begin
     if not pg_try_advisory_xact_lock(lock_class('guard'), roll_segment.topic_id) then
@@ -86,10 +90,7 @@ begin
     exception when lock_not_available then
         return roll_segment.segment;
     end;
-    next_segment := add_segment(roll_segment.topic_id);
-    update topic t set active_segment = next_segment, roll_at = roll_time(effective_configs(t.configs))
-    where t.topic_id = roll_segment.topic_id;
-    return next_segment;
+    return add_segment(roll_segment.topic_id, active => true);
 end
 $$;
 

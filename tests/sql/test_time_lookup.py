@@ -77,7 +77,7 @@ def test_what_is_not_there(session: Session) -> None:
     query = "SELECT list_offsets(%s, %s, %s)"
     assert refused(session, query, [topic], [2], [-1]).sqlstate == "LS001"
     assert refused(session, query, [topic + 1], [0], [-1]).sqlstate == "LS001"
-    assert refused(session, query, [topic], [0], [-4]).sqlstate == "LS012"
+    assert refused(session, query, [topic], [0], [-6]).sqlstate == "LS012"
 
 
 def test_a_time_is_found_by_probing_not_by_scanning(session: Session) -> None:

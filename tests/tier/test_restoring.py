@@ -140,8 +140,10 @@ def test_a_key_is_erased_from_files(make_log: Callable[..., TieredLog], tmp_path
     log.settle()
     before = log.everything()
     erase(log, b"key-3")
+    # The tables that were replaced are dropped by a session of one's own only, and not through a pooler.
+    pooled = log.sql.info.backend_pid != log.value("SELECT pg_backend_pid()")
     assert log.rows("SELECT state, records FROM erasures") == [
-        ("finished", sum(record[3] == b"key-3" for record in before))
+        ("removed" if pooled else "finished", sum(record[3] == b"key-3" for record in before))
     ]
     assert everything(log) == without(before, b"key-3")
     for path in tmp_path.rglob("*"):
