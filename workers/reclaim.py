@@ -8,6 +8,7 @@ transaction.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,11 @@ __all__ = ["Reclaimed", "run_once"]
 
 LOCK_TIMEOUT_MS: Final = 2000
 FINALIZE_TIMEOUT_MS: Final = 400
+LARGE: Final = 16 << 20
+"""Bytes of a table from which on dropping it keeps the file system, and so every commit, busy for a while."""
+REST: Final = 20
+LONGEST_REST_S: Final = 1.0
+"""After a large one, so many times as long as it took, and at most so many seconds, nothing is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Reclaimed:
     """What they had on disk."""
     segments_waiting: tuple[int, ...] = ()
     """The ids of the topics that have dropped segments which somebody still uses: next time."""
+    rested_s: float = 0.0
+    """How long, between large ones, nothing was done so that commits had the disk."""
 
     def summary(self) -> str:
         """In one line."""
@@ -55,7 +63,8 @@ def run_once(
     """Drop the tables of every topic that was deleted and of every segment that was dropped; say which.
 
     It never blocks an append or a read, waits at most ``lock_timeout_ms`` for each lock, and may be killed
-    anywhere: the next run goes on from what it finds.  Only one run at a time does anything, however many
+    anywhere: the next run goes on from what it finds.  After each large table it rests, so that commits have
+    the disk, unless that is full.  Only one run at a time does anything, however many
     processes call it.  Does nothing through a pooler, which would lend its lock to
     others; needs the owner of the log.  Raises ConnectionFailedError and what
     :func:`logstore.errors.from_server` makes of the server's errors.
@@ -66,11 +75,11 @@ def run_once(
         if connection.pooled or not connection.alone("reclaim"):
             return Reclaimed((), ())
         dropped, waiting = _topics(connection, stop)
-        # No follower is waited for: what has to be dropped again after a failover is dropped again.
-        connection.rows("SELECT set_config('synchronous_commit', 'local', false)")
-        segments, freed, in_use = _segments(connection, lock_timeout_ms, stop)
+        # Nobody is waited for: what has to be dropped again after a crash or a failover is dropped again.
+        connection.rows("SELECT set_config('synchronous_commit', 'off', false)")
+        segments, freed, in_use, rested_s = _segments(connection, lock_timeout_ms, stop)
         keep(connection)
-    return Reclaimed(dropped, waiting, segments, freed, in_use)
+    return Reclaimed(dropped, waiting, segments, freed, in_use, rested_s)
 
 
 def _topics(connection: Connection, stop: threading.Event) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -96,7 +105,7 @@ def _topics(connection: Connection, stop: threading.Event) -> tuple[tuple[int, .
 
 def _segments(
     connection: Connection, lock_timeout_ms: int, stop: threading.Event
-) -> tuple[int, int, tuple[int, ...]]:
+) -> tuple[int, int, tuple[int, ...], float]:
     patience = {
         # Waits for those who use the topic, one after the other, and keeps nobody from it meanwhile.
         "detach": lock_timeout_ms,
@@ -106,6 +115,8 @@ def _segments(
         "drop": lock_timeout_ms,
     }
     segments = freed = 0
+    rested_s = 0.0
+    hurried = False
     in_use: list[int] = []
     while not stop.is_set():
         step = connection.row("SELECT topic_id, bytes, action, statement FROM {}.next_drop(%s)", in_use)
@@ -113,6 +124,7 @@ def _segments(
             break
         topic_id, size, action, statement = step
         connection.rows("SELECT set_config('lock_timeout', %s, false)", str(patience[action]))
+        begun = time.monotonic()
         try:
             connection.apart(statement)
         except (errors.LockTimeoutError, errors.RequestTimedOutError):
@@ -123,8 +135,13 @@ def _segments(
             # Half of it may be done: what comes next follows from what is there.
             if not spent(connection):
                 raise
+            hurried = True
         else:
             if action == "drop":
                 segments += 1
                 freed += size
-    return segments, freed, tuple(in_use)
+                if size >= LARGE and not hurried:
+                    rest_s = min(REST * (time.monotonic() - begun), LONGEST_REST_S)
+                    stop.wait(rest_s)
+                    rested_s += rest_s
+    return segments, freed, tuple(in_use), rested_s

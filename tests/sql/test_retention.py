@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +166,27 @@ def test_deleted_records_give_their_space_back(session: Session, clock: Clock, l
     assert tables(session) == ["b_1_3"]
     assert value(session, "SELECT pg_total_relation_size('b_1_3')") < 50_000
     assert append(session, topic, at=clock.now_ms)[0] == 5
+
+
+def test_after_a_large_table_commits_have_the_disk_for_a_while(
+    session: Session, clock: Clock, log_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = create(session, segment_bytes=100, file_delete_delay_ms=0)
+    rests: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0)
+            return False
+
+    for large, rested in ((1 << 30, 0), (1, 3)):
+        monkeypatch.setattr(reclaim, "LARGE", large)
+        write(session, topic, clock, count=3)
+        session.execute("SELECT delete_records('t', 0, -1)")
+        expire(log_dsn)
+        came_to = reclaim.run_once(log_dsn, stop=Stop())
+        assert (came_to.segments, len(rests), came_to.rested_s) == (3, rested, sum(rests))
+        assert all(0 < rest <= reclaim.LONGEST_REST_S for rest in rests)
 
 
 def test_tables_stay_for_a_while_for_those_who_read_them(
