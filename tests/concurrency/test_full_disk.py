@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import LiteralString
 from urllib.parse import urlsplit
 
 import psycopg
@@ -48,6 +49,8 @@ def disk(server: Server) -> Iterator[Disk]:
         small_disk(SIZE, server.home / "data") as place,
         psycopg.connect(server.superuser_dsn, autocommit=True) as superuser,
     ):
+        # A vacuum of the catalog takes away a file that the next connection writes anew, or is refused.
+        autovacuum(superuser, "off")
         owner = sql.Identifier(str(urlsplit(server.dsn).username or superuser.info.user))
         superuser.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(sql.Literal(str(place))))
         superuser.execute(
@@ -56,11 +59,19 @@ def disk(server: Server) -> Iterator[Disk]:
             )
         )
         try:
-            yield Disk(server.database("full_disk"), place)
+            found = Disk(server.database("full_disk"), place)
+            connect(found.dsn).close()
+            yield found
         finally:
             superuser.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
             superuser.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(template)))
             superuser.execute("DROP TABLESPACE small")
+            autovacuum(superuser, "DEFAULT")
+
+
+def autovacuum(superuser: psycopg.Connection[tuple[object, ...]], value: LiteralString) -> None:
+    superuser.execute("ALTER SYSTEM SET autovacuum = " + value)
+    superuser.execute("SELECT pg_reload_conf()")
 
 
 @pytest.mark.parametrize("first_time", [False, True], ids=["again", "for the first time"])
