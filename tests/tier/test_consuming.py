@@ -149,7 +149,12 @@ def test_a_file_that_is_not_what_was_written(
     good = path.with_suffix(".good")
     good.write_bytes(whole)
     good.replace(path)
-    assert consume(consumer, 200 - begin) == log.records[0][begin:]
+    try:
+        rest = consume(consumer, 200 - begin)
+    except RemoteFileError:  # it was tried ahead of time, just before
+        assert consumer.position(TP) == begin
+        rest = consume(consumer, 200 - begin)
+    assert rest == log.records[0][begin:]
 
 
 def test_a_file_that_is_missing(colour: Colour, log: TieredLog) -> None:
