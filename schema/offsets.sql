@@ -103,7 +103,9 @@ begin
         select max(case when b.base_offset >= $2 or b.timestamps is null then b.max_timestamp
                         else (select max(t) from unnest(b.timestamps) with ordinality w (t, i)
                               where b.base_offset + coalesce(b.offset_deltas[i], i - 1) >= $2) end)
-        from %I b where b.partition = $1 and b.last_offset >= $2 $begun$,
+        -- Of a batch that was written anew, what is left may all lie below the log start.
+        from %I b where b.partition = $1 and b.last_offset >= $2
+            and b.base_offset + coalesce(b.offset_deltas[b.record_count], b.record_count - 1) >= $2 $begun$,
         'b_' || p.topic_id || '_' || begun)
     into in_begun using p.partition, p.log_start;
     return greatest(largest, in_begun);

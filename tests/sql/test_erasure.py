@@ -157,3 +157,16 @@ def test_the_jobs_do_it_all(session: Session, log_dsn: str) -> None:
         clock.advance(1)
         assert reclaim.run_once(log_dsn).segments > 1
         assert audit(session, topic_id) == []
+
+
+def test_the_newest_time_is_that_of_a_record_that_is_left(session: Session, log_dsn: str) -> None:
+    """Behind a log start in the middle of a batch from whose end records were erased."""
+    topic_id = create(session, partitions=1, cleanup_policy="delete", segment_bytes="150")
+    append(session, topic_id, [b"x" * 60] * 4, keys=[b"a", b"b", b"a", b"b"], timestamps=[NOW_MS + 9] * 4)
+    append(session, topic_id, [b"x" * 60] * 2, keys=[b"a", b"a"], timestamps=[NOW_MS, NOW_MS])
+    session.execute("SELECT erase_key('t', 'b'::text)")
+    close_segments(session, topic_id)
+    erasure.run_once(log_dsn)
+    session.execute("SELECT delete_records('t', 0, 3)")
+    newest = 'SELECT "offset", "timestamp" FROM list_offsets(%s, %s, %s)'
+    assert rows(session, newest, [topic_id], [0], [-3]) == [(4, NOW_MS)]

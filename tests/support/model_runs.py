@@ -27,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for machine in (Retention, Compaction):
             dsn = server.create()
             with closing(connect(dsn)) as session, Clock(dsn) as clock:
-                hold(machine, dsn, session, clock, examples=options.examples, steps=options.steps)
+                hold(
+                    machine,
+                    dsn,
+                    session,
+                    clock,
+                    examples=options.examples,
+                    steps=options.steps,
+                    shrink=True,
+                )
             server.drop(dsn)
             print(f"{machine.__name__}: {options.examples} stories, each as the model says", flush=True)
     return 0
