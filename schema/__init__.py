@@ -52,6 +52,7 @@ INSTALL_ORDER: Final = (
     "share_configs",
     "share_log",
     "share_dead_letters",
+    "share_window",
     "share_acquire",
     "share_acknowledge",
     "share_admin",
