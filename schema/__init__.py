@@ -17,6 +17,8 @@ __all__ = ["INSTALL_ORDER", "fingerprint", "install_text", "topics_schema", "uni
 INSTALL_ORDER: Final = (
     "errors",
     "server",
+    "watermark",
+    "epochs",
     "configs",
     "segments",
     "records",

@@ -51,6 +51,7 @@ declare
     tip_epoch int2;
     tip_sequence int8;
     first_answer int8[];
+    boot timestamptz;
     over_ms int8;
 begin
     -- A snapshot that is older than the lock would not show the last batch.
@@ -71,10 +72,10 @@ begin
 
     select p.segment, p.segment_start, p.log_start, p.leader_epoch, t.active_segment, t.roll_at,
            t.segment_bytes, t.max_message_bytes, t.timestamp_type, t.timestamp_before_max,
-           t.timestamp_after_max, t.min_insync_replicas, t.compacted, p.read_only
+           t.timestamp_after_max, t.min_insync_replicas, t.compacted, p.read_only, p.boot
     into segment, segment_start, log_start, epoch, active, roll_at,
          max_segment_bytes, max_message_bytes, timestamp_type, before_max, after_max, min_insync,
-         compacted, read_only
+         compacted, read_only, boot
     from topic_partition p join topic t on t.topic_id = p.topic_id
     where p.topic_id = append.topic_id and p.partition = append.partition
     for no key update of p;
@@ -192,6 +193,9 @@ begin
         disorder := null;
         segment_bytes := null;
     end if;
+    if boot is distinct from pg_postmaster_start_time() then
+        epoch := raise_epoch(topic_id, "partition");
+    end if;
     base := coalesce(base, segment_start);
     newest := greatest(newest, max_timestamp);
     oldest := least(oldest, min_timestamp);
@@ -200,13 +204,13 @@ begin
 
     -- Through the parent: an insert opens and locks only the leaf it goes to, and its plan is kept.
     insert into batches (
-        base_offset, last_offset, producer_id, append_time, max_timestamp,
+        base_offset, last_offset, xact, producer_id, append_time, max_timestamp,
         segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes,
         topic_id, segment, partition, record_count, leader_epoch, base_sequence, last_sequence,
         size_bytes, producer_epoch, timestamp_type,
         timestamps, keys, "values", header_records, header_keys, header_values)
     values (
-        base, base + record_count - 1, producer_id, now_ms, max_timestamp,
+        base, base + record_count - 1, appending_xact(), producer_id, now_ms, max_timestamp,
         newest, oldest, disorder, segment_bytes,
         topic_id, segment, "partition", record_count, epoch, base_sequence,
         ((base_sequence::int8 + record_count - 1) & 2147483647)::int4,

@@ -88,7 +88,7 @@ return format($query$
     source as materialized (
         select row_number() over (order by b.partition, b.last_offset) as n, b.partition, b.base_offset,
                b.last_offset, b.record_count, b.size_bytes, b.leader_epoch, b.timestamp_type,
-               b.append_time, b.durable_before, b.delete_horizon
+               b.append_time, b.xact, b.delete_horizon
         from %1$I b join topic_partition p on p.topic_id = $1 and p.partition = b.partition
         where (b.partition, b.last_offset) > ($2, $3) and (b.partition, b.last_offset) <= ($4, $5)
           and b.last_offset >= p.log_start),
@@ -119,7 +119,8 @@ return format($query$
         select c.made, c.partition, min(c.base_offset) as base_offset, max(c.last_offset) as last_offset,
                min(c.leader_epoch) as leader_epoch, min(c.timestamp_type) as timestamp_type,
                max(c.append_time) as append_time,
-               min(c.durable_before) as durable_before
+               -- Where that may be read, so may those before it.
+               (array_agg(c.xact order by c.n desc))[1] as xact
         from numbered c group by c.made, c.partition),
     kept as %3$s (
         select u.made, u.first_offset, u."offset", u.at, u.key, u.value, u.horizon, u.source, u.n + 1 as place
@@ -144,7 +145,7 @@ return format($query$
         from kept k group by k.made),
     headed as (%4$s)
     select c.partition, c.base_offset, c.last_offset, c.leader_epoch, c.timestamp_type, c.append_time,
-           c.durable_before, null::int8 as producer_id, null::int2 as producer_epoch, null::int4 as base_sequence,
+           c.xact, null::int8 as producer_id, null::int2 as producer_epoch, null::int4 as base_sequence,
            null::int4 as last_sequence, null::int4 as size_bytes, coalesce(m.record_count, 0) as record_count,
            coalesce(m.min_timestamp, 253402300799999) as min_timestamp, coalesce(m.max_timestamp, 0) as max_timestamp,
            case when m.record_count < c.last_offset - c.base_offset + 1 then m.offset_deltas end as offset_deltas,

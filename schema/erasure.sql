@@ -186,7 +186,7 @@ create or replace function copied_batches(leaf text, erase boolean) returns text
 language sql immutable set search_path from current
 return format($copy$
     select b.partition, b.base_offset, b.last_offset, b.leader_epoch, b.timestamp_type, b.append_time,
-           b.durable_before, %2$s
+           b.xact, %2$s
     from %1$I b join topic_partition p on p.topic_id = $1 and p.partition = b.partition
     %3$s
     where (b.partition, b.last_offset) > ($2, $3) and (b.partition, b.last_offset) <= ($4, $5)

@@ -282,12 +282,12 @@ begin
     disorder := greatest(disorder, newest - min_timestamp);
     segment_bytes := coalesce(segment_bytes, 0) + size;
     insert into batches (
-        base_offset, last_offset, append_time, max_timestamp,
+        base_offset, last_offset, xact, append_time, max_timestamp,
         segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes,
         topic_id, segment, partition, record_count, leader_epoch, size_bytes, timestamp_type, offset_deltas,
         timestamps, keys, "values", header_records, header_keys, header_values)
     values (
-        base_offset, last_offset, append_time, max_timestamp,
+        base_offset, last_offset, appending_xact(), append_time, max_timestamp,
         newest, oldest, disorder, segment_bytes,
         topic_id, segment, "partition", record_count, leader_epoch, size, timestamp_type, offset_deltas,
         timestamps, keys, "values", header_records, header_keys, header_values);

@@ -51,6 +51,7 @@ declare
     batch batches;
     start_offset int8;
     stop_offset int8;
+    bound constant pg_snapshot := safe_limit();
     metered constant boolean := quotas_on();
     sent int8 := 0;
 begin
@@ -63,7 +64,8 @@ begin
                           where p.topic_id = id and p.partition = read_batches.partition);
     end if;
     for part in
-        select t.*
+        select t.*, readable_end(bound, t.topic_id, t.partition, t.log_start, t.end_offset, t.bytes, t.xact)
+                        as high_watermark
         from (select array_agg(p.topic_id) as topics, array_agg(p.partition) as partitions
               from topic_partition p
               where p.topic_id = id
@@ -84,7 +86,7 @@ begin
                   select part.segment, part.segment_start, part.end_offset - 1, part.min_timestamp,
                          part.max_timestamp, part.disorder) u
             where u.first_offset <= u.last_offset and u.last_offset >= greatest(part.local_start, from_offset)
-              and (to_offset is null or u.first_offset < to_offset)
+              and u.first_offset < least(to_offset, part.high_watermark)
               and (after is null or u.max_timestamp >= after) and (before is null or u.min_timestamp < before)
             order by u.last_offset
         loop
@@ -96,12 +98,13 @@ begin
             for batch in execute format($batches$
                 select b.* from %1$I b
                 where b.partition = $1 and b.last_offset >= $2 and b.last_offset < $3
+                  and b.last_offset < $5
                   and b.last_offset <= coalesce(
                       (select l.last_offset from %1$I l where l.partition = $1 and l.last_offset >= $4
                        order by l.last_offset limit 1), $3)
                 order by b.last_offset $batches$, 'b_' || id || '_' || leaf.segment)
                 using part.partition, start_offset, coalesce(stop_offset, 9223372036854775807),
-                      coalesce(to_offset, 9223372036854775807) - 1
+                      coalesce(to_offset, 9223372036854775807) - 1, part.high_watermark
             loop
                 continue when batch.max_timestamp < after;
                 exit when wanted <= 0;
@@ -124,7 +127,7 @@ end
 $$;
 
 -- Takes no lock beyond ACCESS SHARE; reads, in one snapshot, what partition_tips() and read_batches() say of one
--- partition; writes nothing; returns one row with its log_start, high_watermark and local_start and base_offset
+-- partition; writes nothing; returns one row with its log_start, high_watermark, local_start and log_end and base_offset
 -- null, then, unless from_offset lies below local_start, the batches that may have records of the range, times
 -- being in ms. LS001.
 create or replace function read_chunk(
@@ -135,7 +138,9 @@ language plpgsql stable security definer set search_path from current as $$
 declare
     lead fetched;
 begin
-    select t.log_start, t.end_offset, t.local_start into lead.log_start, lead.high_watermark, lead.local_start
+    select t.log_start, t.local_start, t.end_offset,
+           readable_end(safe_limit(), t.topic_id, t.partition, t.log_start, t.end_offset, t.bytes, t.xact)
+    into lead.log_start, lead.local_start, lead.log_end, lead.high_watermark
     from partition_tips(array[topic_id_of(read_chunk.topic)], array[read_chunk.partition]) t;
     lead.idx := 1;
     return next lead;
@@ -147,7 +152,7 @@ begin
     return query
         select 1, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch,
                b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records,
-               b.header_keys, b.header_values, b.offset_deltas, b.size_bytes, null::int8
+               b.header_keys, b.header_values, b.offset_deltas, b.size_bytes, null::int8, null::int8
         from read_batches(read_chunk.topic, read_chunk.partition, from_offset, to_offset,
                           to_timestamp(from_time::float8 / 1000), to_timestamp(to_time::float8 / 1000),
                           max_records) b;

@@ -289,11 +289,11 @@ return format($fill$
     written as (
         insert into %1$I (
             topic_id, segment, partition, base_offset, last_offset, leader_epoch, timestamp_type, append_time,
-            durable_before, producer_id, producer_epoch, base_sequence, last_sequence, record_count, size_bytes,
+            xact, producer_id, producer_epoch, base_sequence, last_sequence, record_count, size_bytes,
             max_timestamp, segment_bytes, segment_max_timestamp, segment_min_timestamp, segment_disorder,
             offset_deltas, timestamps, keys, "values", header_records, header_keys, header_values, delete_horizon)
         select $1, $9, r.partition, r.base_offset, r.last_offset, r.leader_epoch, r.timestamp_type, r.append_time,
-               r.durable_before, r.producer_id, r.producer_epoch, r.base_sequence, r.last_sequence, r.record_count,
+               r.xact, r.producer_id, r.producer_epoch, r.base_sequence, r.last_sequence, r.record_count,
                r.size, r.max_timestamp, r.segment_bytes, r.segment_max_timestamp, r.segment_min_timestamp,
                greatest(r.tip_disorder, 0, max(r.segment_max_timestamp - r.min_timestamp) over (
                    partition by r.partition order by r.last_offset rows unbounded preceding)),

@@ -109,8 +109,8 @@ begin
     execute format('alter table batches attach partition %I for values in (%s)', 'b_' || id, id);
     perform add_segment(id);
     perform compile_configs(id);
-    insert into topic_partition (topic_id, partition, segment)
-    select id, p, 0 from generate_series(0, create_topic.partitions - 1) p;
+    insert into topic_partition (topic_id, partition, segment, boot)
+    select id, p, 0, pg_postmaster_start_time() from generate_series(0, create_topic.partitions - 1) p;
     perform create_topic_view(id);
     return id;
 end
@@ -150,8 +150,8 @@ begin
             jsonb_build_object('topic', name, 'partitions', before.partitions, 'total', total), null);
     end if;
     update topic t set partitions = total where t.topic_id = before.topic_id;
-    insert into topic_partition (topic_id, partition, segment, read_only)
-    select before.topic_id, p, before.active_segment, before.read_only
+    insert into topic_partition (topic_id, partition, segment, read_only, boot)
+    select before.topic_id, p, before.active_segment, before.read_only, pg_postmaster_start_time()
     from generate_series(before.partitions, total - 1) p;
 end
 $$;

@@ -41,8 +41,8 @@ begin atomic
         (11, 'sequences', false, 'Each producer''s sequences go on without a hole or a repetition.',
             'A batch of this producer is lost or in the log twice, or what is remembered of it is wrong: '
             'compare the values around it.'),
-        (12, 'watermark', false, 'The log start lies in the log; durable_before never falls or runs ahead.',
-            'Followers may show what is not replicated: read from the leader until it is explained.'),
+        (12, 'watermark', false, 'The log start lies in the log; what may be read has no hole, and seals say what is true.',
+            'Readers may be shown what is not replicated, or not what is: find out who has written these rows.'),
         (13, 'clock', true, 'Append times never fall along a partition.',
             'The server''s clock was set back, or appends did not wait for each other. LogAppendTime topics '
             'have records in this order.'),
@@ -272,10 +272,10 @@ begin
                        lag(b.segment_min_timestamp) over w as before_min,
                        lag(b.segment_disorder) over w as before_disorder,
                        lag(b.segment_bytes) over w as before_bytes,
-                       max(b.durable_before) over (w rows between unbounded preceding and 1 preceding)
-                           as before_durable
+                       max(b.base_offset) filter (where not is_safe(b.xact, (select coalesce(safe_limit(), (newest_seal()).confirmed))))
+                           over (w rows between unbounded preceding and 1 preceding) as hidden_offset
                 from (
-                    select l.partition, l.base_offset, l.last_offset, l.durable_before, l.producer_id,
+                    select l.partition, l.base_offset, l.last_offset, l.xact, l.producer_id,
                            l.append_time, l.max_timestamp, l.segment_max_timestamp, l.segment_min_timestamp,
                            l.segment_disorder, l.segment_bytes, l.record_count, l.leader_epoch,
                            l.base_sequence, l.last_sequence, l.size_bytes, l.producer_epoch,
@@ -357,10 +357,12 @@ begin
                     when r.last_sequence <> ((r.base_sequence::int8 + r.record_count - 1) & 2147483647) then
                     format('sequences %%s to %%s are not those of %%s records', r.base_sequence,
                            r.last_sequence, r.record_count) end),
-                ('watermark', case when r.durable_before > r.base_offset then
-                    format('durable_before is %%s, beyond the batch', r.durable_before)
-                    when r.durable_before < r.before_durable then
-                    format('durable_before falls from %%s to %%s', r.before_durable, r.durable_before) end),
+                ('watermark', case when r.xact <= 2 then format('transaction %%s appends nothing', r.xact)
+                    -- Without a number nobody promised anything: that may come after what was promised.
+                    when r.hidden_offset is not null and r.xact is not null
+                         and is_safe(r.xact, (select coalesce(safe_limit(), (newest_seal()).confirmed))) then
+                    format('transaction %%s may be read, but not the batch at %%s before it', r.xact,
+                           r.hidden_offset) end),
                 ('clock', case when r.append_time < r.before_time then
                     format('appended at %%s ms, %%s ms before the batch before it', r.append_time,
                            r.before_time - r.append_time) end)

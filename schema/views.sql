@@ -3,15 +3,19 @@
 -- Of a compacted topic, records is what is left; of what the log start cuts in two, a part in proportion.
 -- Records below local_start are in files only (see remote_segments); bytes are what PostgreSQL has.
 create or replace view partitions as
-select t.name as topic, w.partition, w.log_start, w.end_offset as high_watermark,
+select t.name as topic, w.partition, w.log_start, h.high_watermark,
+       w.end_offset as log_end_offset,
        w.end_offset - w.log_start - coalesce(s.gone, 0)::int8 as records,
        coalesce(w.bytes, 0) + coalesce(s.bytes, 0) as bytes, w.segment, w.leader_epoch,
        to_timestamp(greatest(w.max_timestamp, s.max_timestamp, r.max_timestamp)::float8 / 1000)
            as max_timestamp,
        w.local_start, coalesce(r.bytes, 0)::int8 as remote_bytes
 from topic t
+cross join (select safe_limit() as bound offset 0) b
 cross join lateral partition_tips(
     array_fill(t.topic_id, array[t.partitions]), array(select generate_series(0, t.partitions - 1))) w
+cross join lateral readable_end(b.bound, w.topic_id, w.partition, w.log_start, w.end_offset, w.bytes, w.xact)
+    h (high_watermark)
 left join lateral (
     select sum(s.bytes)::int8 as bytes, max(s.max_timestamp) filter (where s.max_timestamp > 0) as max_timestamp,
            sum(floor((s.last_offset - s.first_offset + 1 - s.records)::numeric

@@ -25,9 +25,12 @@ __all__ = [
     "Call",
     "Calls",
     "ConfigEntry",
+    "EpochEnd",
     "FetchRow",
     "Fetched",
     "ListedOffset",
+    "ReplicaState",
+    "Sealed",
     "ServerInfo",
     "TopicMetadata",
     "Watermarks",
@@ -56,6 +59,14 @@ class ServerInfo(NamedTuple):
     """Identifies the SQL functions that are installed."""
     is_in_recovery: bool
     """The server is a follower: read-only, and without LISTEN."""
+    boot: int = 0
+    """When the server was started, in microseconds since the epoch; with ``timeline`` it says which leader
+    this is, and which life of it.
+    """
+    timeline: int = 0
+    """Of the write-ahead log that it writes, or replays."""
+    replicated: bool = False
+    """What may be read ends at what standbys have."""
 
 
 class TopicMetadata(NamedTuple):
@@ -126,6 +137,8 @@ class FetchRow(NamedTuple):
     """None: dense from ``base_offset``."""
     local_start: int | None = None
     """On state rows: records from ``log_start`` to here are in files only."""
+    log_end: int | None = None
+    """On state rows: where the log ends; from the high watermark to here it may not be read yet."""
 
 
 class Fetched(list[FetchRow]):
@@ -148,6 +161,37 @@ class Watermarks(NamedTuple):
     log_start: int | None
     """None: the partition does not exist."""
     high_watermark: int | None
+
+
+class Sealed(NamedTuple):
+    """What the leader says after it has sealed."""
+
+    seal_id: int | None
+    """The newest seal; None: there is none."""
+    pending: bool
+    """Something is committed that followers may not hand out yet."""
+
+
+class ReplicaState(NamedTuple):
+    """How far a follower has come."""
+
+    seal_id: int | None
+    """The newest seal that it has."""
+    sealed_at: int | None
+    """When that was made, by the leader's clock: milliseconds."""
+    replay_lag_ms: int | None
+    """What the follower thinks of itself, by two clocks."""
+
+
+class EpochEnd(NamedTuple):
+    """A place that is not in the log."""
+
+    idx: int
+    """1-based position in the request."""
+    leader_epoch: int | None
+    """The largest epoch up to the one that was asked for; None: the log has nothing so old."""
+    end_offset: int
+    """Where it ends."""
 
 
 class ListedOffset(NamedTuple):
@@ -221,8 +265,13 @@ class Calls:
         self._wake = self._value("wake", "int4[]")
         self._waiting = self._value("waiting", "int4[]")
         self._not_waiting = self._value("not_waiting", "int4[]")
-        self._info = self._rows("revision, fingerprint, is_in_recovery", "info")
+        self._info = self._rows("revision, fingerprint, is_in_recovery, boot, timeline, replicated", "info")
         self._schema_version = self._value("schema_version")
+        self._seal = self._rows("sealed_to, pending", "seal")
+        self._replica_state = self._rows("seal_id, sealed_at, replay_lag_ms", "replica_state")
+        self._epoch_ends = self._rows(
+            "idx, leader_epoch, end_offset", "epoch_ends", "int4[]", "int4[]", "int4[]", "int8[]"
+        )
 
     @property
     def wake_channel(self) -> str:
@@ -280,6 +329,25 @@ class Calls:
         """How far each partition may be read."""
         args = (Int4Array(topic_ids), Int4Array(partitions))
         return Call(self._high_watermarks, args, partial(_many, Watermarks), "high_watermarks")
+
+    def seal(self) -> Call[Sealed]:
+        """Have the leader say what is replicated by now."""
+        return Call(self._seal, (), partial(_one, Sealed), "seal")
+
+    def replica_state(self) -> Call[ReplicaState]:
+        """How far a follower has come."""
+        return Call(self._replica_state, (), partial(_one, ReplicaState), "replica_state")
+
+    def epoch_ends(
+        self,
+        topic_ids: Sequence[int],
+        partitions: Sequence[int],
+        epochs: Sequence[int],
+        offsets: Sequence[int],
+    ) -> Call[list[EpochEnd]]:
+        """Those of the places (an offset, and the epoch of what comes before it) that are not in the log."""
+        args = (Int4Array(topic_ids), Int4Array(partitions), Int4Array(epochs), Int8Array(offsets))
+        return Call(self._epoch_ends, args, partial(_many, EpochEnd), "epoch_ends")
 
     def list_offsets(
         self, topic_ids: Sequence[int], partitions: Sequence[int], specs: Sequence[int]

@@ -29,7 +29,7 @@ class KeyCalls:
     def __init__(self, schema: str = "logstore") -> None:
         prefix = quoted(schema) + "."
         columns = ", ".join(
-            "NULL" if name in ("log_start", "high_watermark", "local_start") else f'"{name}"'
+            "NULL" if name in ("log_start", "high_watermark", "local_start", "log_end") else f'"{name}"'
             for name in FetchRow._fields[1:]
         )
         self._latest = (

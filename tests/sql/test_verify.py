@@ -231,12 +231,13 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
     "a new epoch does not begin at 0": (
         "UPDATE batches SET producer_epoch = 1 WHERE producer_id = 7 AND partition = 0"
         " AND base_offset >= 30", {"sequences"}, "epoch 1 begins with sequence"),
-    "durable_before runs ahead": (
-        "UPDATE batches SET durable_before = 16 WHERE :one", {"watermark"}, "beyond the batch"),
-    "durable_before falls": (
-        "UPDATE batches SET durable_before = 20 - base_offset WHERE partition = 0 AND base_offset"
-        " IN (12, 15)",
-        {"watermark"}, "falls from 8 to 5"),
+    "a transaction that appends nothing": (
+        "UPDATE batches SET xact = 1 WHERE :one", {"watermark"}, "transaction 1 appends nothing"),
+    "what may be read has a hole": (
+        "INSERT INTO seal (xact, snapshot, lsn, confirmed)"
+        " SELECT pg_current_xact_id()::text::int8, '100:100:', pg_current_wal_lsn(), '100:100:';"
+        "UPDATE batches SET xact = 300 - base_offset * 15 WHERE partition = 0 AND base_offset IN (12, 15)",
+        {"watermark"}, "transaction 75 may be read, but not the batch at 12"),
     "the log starts behind its end": (
         "UPDATE topic_partition SET log_start = 5000 WHERE partition = 1",
         {"watermark", "expired"}, "the log starts at 5000"),
