@@ -147,7 +147,7 @@ def patroni_command(place: Place) -> list[str]:
 def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: str) -> str:
     """The text of a member's configuration file (JSON, which YAML includes); it holds passwords."""
     place = layout.place(name)
-    api, server = f"{HOST}:{plan.api_ports[name]}", f"{HOST}:{plan.ports[name]}"
+    api, server = plan.api_ports[name], plan.ports[name]
     unsafe = ["no-sync"] if plan.settings.get("fsync") == "off" else []
     initdb: list[Any] = [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"]
     if programs.postgres.major >= 17:
@@ -157,11 +157,11 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
         "namespace": NAMESPACE,
         "name": name,
         "restapi": {
-            "listen": api,
-            "connect_address": api,
+            "listen": f"{HOST}:{api}",
+            "connect_address": f"{HOST}:{plan.doors.get(f'{name}/api', api)}",
             "authentication": {"username": API, "password": plan.passwords[API]},
         },
-        "etcd3": {"hosts": f"{HOST}:{plan.etcd_port}", "use_proxies": True},
+        "etcd3": {"hosts": f"{HOST}:{plan.doors.get(ETCD, plan.etcd_port)}", "use_proxies": True},
         "bootstrap": {
             "dcs": {
                 **RULES,
@@ -175,8 +175,8 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
             "initdb": [*initdb, *unsafe],
         },
         "postgresql": {
-            "listen": server,
-            "connect_address": server,
+            "listen": f"{HOST}:{server}",
+            "connect_address": f"{HOST}:{plan.doors.get(name, server)}",
             "data_dir": str(place.data),
             "bin_dir": str(programs.postgres.directory),
             "pgpass": str(place.path / "pgpass"),

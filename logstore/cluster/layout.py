@@ -83,6 +83,9 @@ class Plan:
     settings: dict[str, str] = field(default_factory=dict)
     passwords: dict[str, str] = field(default_factory=dict, repr=False)
     """Of the roles, and of whoever may give Patroni orders."""
+    doors: dict[str, int] = field(default_factory=dict)
+    """Where the members find each other's PostgreSQL (``pg1``), Patroni (``pg1/api``) and ``etcd`` if somebody
+    stands in between, as tests do who cut them off from each other; empty: at the ports themselves."""
 
     @classmethod
     def make(cls, replicas: int, settings: Mapping[str, str]) -> Plan:
@@ -190,7 +193,7 @@ class Layout:
         write_private(self.plan_file, json.dumps(asdict(plan), indent=1) + "\n")
         lines = [
             f"{HOST}:{port}:*:{role}:{plan.passwords[role]}\n"
-            for port in plan.ports.values()
+            for port in (*plan.ports.values(), *plan.doors.values())
             for role in (OWNER, SUPERUSER)
         ]
         write_private(self.password_file, "".join(lines))

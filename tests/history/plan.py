@@ -51,6 +51,8 @@ class Plan:
     """A sender waits for its oldest record when so many are under way."""
     pause_s: float = 0.0005
     """Between sends, on average."""
+    group: str = "g"
+    """Of subscribers."""
     producer: Mapping[str, Any] = field(default_factory=dict)
     consumer: Mapping[str, Any] = field(default_factory=dict)
 

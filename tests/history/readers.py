@@ -19,7 +19,6 @@ from tests.history.record import FAIL, INFO, OK, Poll, Recorder
 __all__ = ["Watch", "finish", "marks", "open_consumer", "polled", "reader", "subscriber", "wanderer"]
 
 POLL_MS: Final = 100
-GROUP: Final = "g"
 
 
 def open_consumer(plan: Plan, **options: Any) -> Consumer:
@@ -122,12 +121,13 @@ class Watch(ConsumerRebalanceListener):
 def subscriber(plan: Plan, name: str, stop: Stop) -> None:
     """A member of a group that commits what it has read."""
     recorder = Recorder(plan.path, name)
-    listener = Watch(recorder, GROUP)
+    listener = Watch(recorder, plan.group)
 
     def join() -> Consumer:
         consumer = open_consumer(
-            plan, group_id=GROUP, enable_auto_commit=False, session_timeout_ms=1500, heartbeat_interval_ms=200
-        )
+            plan, group_id=plan.group, enable_auto_commit=False, session_timeout_ms=1500,
+            heartbeat_interval_ms=200,
+        )  # fmt: skip
         listener.consumer = consumer
         consumer.subscribe([plan.topic], listener=listener)
         return consumer
@@ -138,7 +138,7 @@ def subscriber(plan: Plan, name: str, stop: Stop) -> None:
     reached: dict[TopicPartition, int] = {}
     while not stop.is_set():
         with suppress(LogstoreError):
-            found = _poll(recorder, consumer, reached, group=GROUP)
+            found = _poll(recorder, consumer, reached, group=plan.group)
             if not found:
                 continue
             epochs = listener.epochs()
@@ -146,7 +146,7 @@ def subscriber(plan: Plan, name: str, stop: Stop) -> None:
             epochs = {each: epochs[each] for each in offsets if each in epochs}
             if epochs.keys() != offsets.keys():
                 continue  # some of it is somebody else's already
-            op = recorder.begin("commit", group=GROUP, offsets=offsets, epochs=epochs)
+            op = recorder.begin("commit", group=plan.group, offsets=offsets, epochs=epochs)
             try:
                 consumer.commit({tp: records[-1].offset + 1 for tp, records in found.items()})
             except CommitFailedError:

@@ -13,6 +13,8 @@ from tests.support.history_chaos import Chaos
 from tests.support.proxy import Fault
 from tests.support.servers import embedded
 
+pytestmark = pytest.mark.long
+
 EVERYTHING = (
     "connection", "client killed", "backend terminated", "connecting", "backend killed", "refused", "frozen",
     "server killed", "connection", "client killed",

@@ -50,8 +50,11 @@ def sender(plan: Plan, name: str, stop: Stop) -> None:
                 under_way.append((op, future))
             except LogstoreError as error:
                 recorder.end(op, FAIL if isinstance(error, NOT_WRITTEN) else INFO)
+            lives = True
             while under_way and (len(under_way) > plan.window or under_way[0][1].done()):
-                _settle(recorder, *under_way.popleft())
+                lives = _settle(recorder, *under_way.popleft()) and lives
+            if not lives:
+                break  # what this one was told to write may be lost: it is not to go on
             stop.wait(chance.expovariate(1 / plan.pause_s) if plan.pause_s else 0)
         producer.flush()
     except LogstoreError:
@@ -70,16 +73,18 @@ def _started(producer: Any) -> Any:
     return producer
 
 
-def _settle(recorder: Recorder, op: Op, future: Any) -> None:
+def _settle(recorder: Recorder, op: Op, future: Any) -> bool:
+    """Write down what became of a record; whether its producer can go on."""
     try:
-        where = future.get(90)
+        where = future.get(150)
     except LogstoreError as error:
         recorder.end(op, FAIL if isinstance(error, NOT_WRITTEN) else INFO)
-        return
+        return not error.fatal
     (send,) = op.sends
     # A duplicate of long ago is known to be there, but not where.
     op.steps = [send._replace(offset=where.offset if where.offset >= 0 else None)]
     recorder.end(op, OK)
+    return True
 
 
 def committer(plan: Plan, name: str, stop: Stop) -> None:
