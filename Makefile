@@ -12,8 +12,10 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Three at a time on two cores: many tests wait for a server most of the time.  Each has servers of its own.
-JOBS ?= 3
+# Four at a time on two cores: many tests wait for a server most of the time.  Each has servers of its own.
+JOBS ?= 4
+# Hundreds of processes are started: none should compile all its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
 ARGS ?=
 
@@ -27,8 +29,18 @@ demo: $(VENV)/.runtime ## Run 10,000 real HTTP requests through a log, end to en
 	@$(BIN)/logstore demo $(ARGS)
 
 .PHONY: test
-test: check ## Everything that must hold: `make check`, then every test
+test: $(VENV)/.dev ## Everything that must hold: `make check`, then every test
+	@$(MAKE) --no-print-directory --jobs=2 check .collected
 	$(PYTEST) $(ARGS)
+
+.PHONY: test-all
+test-all: check ## The same on every server in both colours, with the long versions of tests (half an hour)
+	$(PYTEST) --all $(ARGS)
+
+# Compiles the tests and what they import, once: the processes that run them all need it at the same time.
+.PHONY: .collected
+.collected: $(VENV)/.dev
+	@$(BIN)/python -m pytest --collect-only --quiet $(ARGS) >/dev/null 2>&1 || true
 
 .PHONY: check
 check: $(VENV)/.dev ## Style, types, layers and generated files; no tests

@@ -5,13 +5,24 @@ LOGSTORE_TEST_DSN names; default when it is set) or ``docker`` (an image, LOGSTO
 testcontainers).  ``database`` is a fresh database with the schema in it.  A test in
 ``conformance``, or one marked ``every_server``, gets one on each kind of server that is there, unless it is
 marked ``one_server``.
+
+On the chosen server such a test runs in both colours.  On PostgreSQL 15 and behind PgBouncer it runs in one,
+half of the tests in each: servers differ in SQL, colours in their drivers, and both drivers meet every server
+in a hundred tests and more.  What is about the pooler itself asks for ``pgbouncer_dsn`` and runs in both.
+With ``--all`` (``make test-all``) everything runs on everything, and tests that have a short and a long
+version run the long one (fixture ``long_version``).
+
+Tests marked ``long`` begin first, or the last of them would run alone at the end.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +30,14 @@ import hypothesis
 import pytest
 
 from tests.support import servers
-from tests.support.colours import Asyncio
+from tests.support.colours import Asyncio, Threads
 from tests.support.pgbouncer import pgbouncer
 from tests.support.servers import Server
 
 POSTGRES15 = Path("/usr/lib/postgresql/15/bin")
 CONFORMANCE = Path(__file__).parent / "conformance"
 KINDS = ("postgres", "postgres15", "pgbouncer")
+COLOURS = (Threads, Asyncio)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,9 +47,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="dsn" if os.environ.get("LOGSTORE_TEST_DSN") else "embedded",
         help="the server to test on (default: LOGSTORE_TEST_DSN if set, else the embedded one)",
     )
+    parser.addoption(
+        "--all",
+        action="store_true",
+        dest="everything",
+        help="every test on every server in both colours, and the long versions of tests",
+    )
 
 
 def pytest_configure() -> None:
+    # Hundreds of processes are started: none should compile all its modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # Tests that are not about the worker need none beside each embedded server.
     os.environ.setdefault("LOGSTORE_WORKER", "off")
     # The same stories each time: what is new is looked for by `make prove`, not by whoever runs the tests.
@@ -58,19 +79,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database", KINDS, indirect=True)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On the older server one colour is enough: servers differ in SQL, and both colours send the same."""
-
-    def redundant(item: pytest.Item) -> bool:
-        values = (
-            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        )
-        return values.get("database") == "postgres15" and values.get("colour") is Asyncio
-
-    left_out = [item for item in items if redundant(item)]
+    left_out = [] if config.getoption("everything") else [item for item in items if _redundant(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not redundant(item)]
+        without = set(left_out)
+        items[:] = [item for item in items if item not in without]
+    items[:] = _long_ones_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _redundant(item: pytest.Item) -> bool:
+    """The other colour runs this test on this server."""
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    kind, colour = item.callspec.params.get("database"), item.callspec.params.get("colour")
+    if kind in (None, "postgres") or colour not in COLOURS:
+        return False
+    ours = {*KINDS, *(each.name for each in COLOURS)}
+    words = [word for word in item.callspec.id.split("-") if word not in ours]
+    choice = zlib.crc32("-".join([item.originalname, *words]).encode()) + (kind == "postgres15")
+    return colour is not COLOURS[choice % 2]
+
+
+def _long_ones_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """In the order in which ``--dist=worksteal`` cuts them into one part for each process.
+
+    The tests of a file stay together, because they may share what it takes long to make.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    files = [list(group) for _, group in itertools.groupby(long, key=lambda item: item.path)]
+    begun = set(long)
+    rest = [item for item in items if item not in begun]
+    ordered: list[pytest.Item] = []
+    for place in range(processes):
+        mine = [item for file in files[place::processes] for item in file]
+        size = (len(items) - len(ordered)) // (processes - place)
+        short = max(0, size - len(mine))
+        ordered += mine + rest[:short]
+        del rest[:short]
+    return ordered + rest
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +126,12 @@ def no_handler_outlives_its_test() -> Iterator[None]:
     """A command that was run here has told the logger to write to a stream that its test closes."""
     yield
     logging.getLogger("logstore").handlers.clear()
+
+
+@pytest.fixture(scope="session")
+def long_version(pytestconfig: pytest.Config) -> bool:
+    """More rounds than `make test` has time for are wanted."""
+    return bool(pytestconfig.getoption("everything"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from logstore.cli.access_log import Request
 from tests.cli.conftest import Cli
 
 
+@pytest.mark.long
 def test_the_demo_passes_and_says_so_twice(cli: Cli) -> None:
     report = cli.json("demo")
     assert report["passed"]

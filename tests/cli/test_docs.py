@@ -60,6 +60,7 @@ def environment(dsn: str, home: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(300)  # a process for each of a hundred commands
+@pytest.mark.long
 def test_every_example_of_the_page_prints_what_the_page_says(database: str, tmp_path: Path) -> None:
     story = Story(PAGE, tmp_path, environment(database, tmp_path), database)
     executed = [
@@ -85,6 +86,7 @@ def test_the_examples_that_are_not_run_are_still_there() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli("topic", "create", "orders", "--partitions", "3")

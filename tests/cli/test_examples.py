@@ -24,6 +24,7 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SAYS))
+@pytest.mark.long
 def test_an_example_runs_twice(name: str, database: str) -> None:
     for _ in range(2):
         answer = subprocess.run(

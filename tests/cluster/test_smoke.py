@@ -16,6 +16,8 @@ from tests.cluster.conftest import SETTINGS
 from tests.support.log import records
 from tests.support.programs import eventually
 
+pytestmark = pytest.mark.long
+
 
 def test_a_cluster_outlives_its_leader(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def run(*argv: str) -> Any:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.exactly_once_chaos import Outcome, Payment, Plan, check, run
 
+pytestmark = pytest.mark.long
+
 
 def test_workers_may_be_killed_frozen_and_cut_off_at_any_time(database: str) -> None:
     outcome = run(database, Plan(faults=8))

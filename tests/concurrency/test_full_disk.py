@@ -25,6 +25,8 @@ from tests.support.programs import eventually
 from tests.support.servers import Server
 from tests.support.small_disk import small_disk
 
+pytestmark = pytest.mark.long
+
 SIZE = 32 << 20
 PATIENCE_S = 60
 

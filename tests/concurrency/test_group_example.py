@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.programs import REPOSITORY
+
+pytestmark = pytest.mark.long
 
 
 def test_group_of_eight(database: str) -> None:

@@ -20,6 +20,8 @@ from logstore import Producer
 from tests.support.appender import Appender
 from tests.support.programs import eventually, kill, program
 
+pytestmark = pytest.mark.long
+
 PARTITIONS = 8
 SESSION_MS = 1500
 HEARTBEAT_MS = 300

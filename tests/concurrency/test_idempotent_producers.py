@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
+
 from tests.support.colours import Colour, Threads
 from tests.support.producer_chaos import Plan, kill_server, run
 from tests.support.servers import embedded
+
+pytestmark = pytest.mark.long
 
 
 def test_every_record_is_there_once_and_in_order(colour: Colour, database: str) -> None:

@@ -24,8 +24,12 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.sqllog import Session, append, rows, value
 
+pytestmark = pytest.mark.long
+
 MOST_MS = 50
 """What an append or a read may wait for at most."""
+PATIENCE_MS = 200
+"""How long a job waits for each lock that it does not get: longer than anybody may wait for it."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def working(dsn: str) -> Iterator[None]:
     def work() -> None:
         try:
             while not enough.is_set():
-                jobs.run(dsn, *JOBS)
+                jobs.run(dsn, *JOBS, reclaim={"lock_timeout_ms": PATIENCE_MS})
         except BaseException as error:
             failed.append(error)
 
@@ -63,7 +67,7 @@ def working(dsn: str) -> Iterator[None]:
     assert failed == []
 
 
-def test_no_append_and_no_read_waits_for_a_job(story: Story) -> None:
+def test_no_append_and_no_read_waits_for_a_job(story: Story, long_version: bool) -> None:
     """Looked at between any two requests of the jobs: whatever locks they keep, nobody needs those."""
     waited: list[str] = []
     turn = threading.Lock()
@@ -73,8 +77,7 @@ def test_no_append_and_no_read_waits_for_a_job(story: Story) -> None:
         nonlocal requests
         with turn:
             requests += 1
-            # Often enough.
-            if requests % 8 == 0:
+            if requests % (1 if long_version else 12) == 0:
                 waited.extend(goes_on(dsn, lock_timeout_ms=MOST_MS))
         send()
 
@@ -99,7 +102,7 @@ def test_beside_a_transaction_that_has_read_the_log(story: Story, isolation: str
                 watch(observer, "application_name = 'logstore reclaim' AND wait_event_type = 'Lock'"),
                 "a job waits for the reader",
             )
-            for _ in range(2):
+            for _ in range(4):
                 assert goes_on(dsn, lock_timeout_ms=MOST_MS) == []
             if isolation == "REPEATABLE READ":
                 assert {topic: visible(reader, topic) for topic in TOPICS} == before
@@ -132,7 +135,7 @@ def test_beside_pg_dump(story: Story, server: Server) -> None:
                         lambda: value(session, "SELECT count(*) FROM dropped_segment") > 3,
                         "segments are dropped",
                     )
-                    for _ in range(2):
+                    for _ in range(4):
                         assert goes_on(dsn, lock_timeout_ms=MOST_MS) == []
                 text = dump.stdout.read()
             finally:
@@ -242,7 +245,7 @@ def test_a_reader_in_the_middle_of_a_segment_that_goes(database: str, dropped: C
         )
         first = connection.execute("FETCH 5 FROM c").fetchall()
         with closing(connect(database)) as session:
-            jobs.run(database, *jobs.CLEANING)
+            jobs.run(database, *jobs.CLEANING, reclaim={"lock_timeout_ms": PATIENCE_MS})
             assert value(session, "SELECT log_start FROM topic_partition") > 50
         rest = connection.execute("FETCH ALL FROM c").fetchall()
     assert [offset for (offset,) in first + rest] == list(range(100))

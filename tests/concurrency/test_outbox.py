@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.outbox_chaos import Terms, run
+
+pytestmark = pytest.mark.long
 
 
 def test_every_committed_record_once_in_causal_order_and_nobody_waits(database: str) -> None:

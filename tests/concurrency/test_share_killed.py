@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.share_chaos import Event, Plan, Report, check, run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "plan",

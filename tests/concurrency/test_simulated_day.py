@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.clock import HOUR_MS, MINUTE_MS
 from tests.support.servers import Server
 from tests.support.simulated_day import Plan, live
+
+pytestmark = pytest.mark.long
 
 
 def test_a_log_takes_what_its_configs_allow(server: Server) -> None:

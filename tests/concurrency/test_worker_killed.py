@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+import pytest
+
 from tests.support.log_story import told
 from tests.support.servers import Server, embedded
 from tests.support.worker_killed import Blow, points, strike_each
+
+pytestmark = pytest.mark.long
 
 
 def test_whatever_the_worker_was_doing(server: Server) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.worker_chaos import Plan, run
+
+pytestmark = pytest.mark.long
 
 
 def test_workers_beside_producers_and_consumers(database: str) -> None:

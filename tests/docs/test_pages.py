@@ -23,6 +23,7 @@ PAGES = sorted(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", [page for page in PAGES if page not in OWN_TESTS])
+@pytest.mark.long
 def test_every_snippet_of_the_page_runs(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     page = ROOT / name
     text = page.read_text()

@@ -20,6 +20,8 @@ from logstore.errors import EmbeddedServerError
 from tests.support.programs import eventually, kill, line_of, lives, program
 from tests.support.servers import SETTINGS
 
+pytestmark = pytest.mark.long
+
 STARTER = """
     import sys
     from pathlib import Path

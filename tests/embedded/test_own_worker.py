@@ -14,6 +14,8 @@ from logstore.embedded.dsn import resolve
 from tests.support.programs import eventually, lives
 from tests.support.servers import SETTINGS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def at_home(used_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -16,6 +16,8 @@ from tests.support.appender import values
 from tests.support.mirror_killed import hurt
 from tests.support.mirrored import Both
 
+pytestmark = pytest.mark.long
+
 
 def run(*arguments: str, ok: bool = True) -> str:
     done = CliRunner().invoke(root, ["mirror", *arguments], catch_exceptions=True)

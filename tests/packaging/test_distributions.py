@@ -18,7 +18,7 @@ import pytest
 from tests.support.programs import REPOSITORY
 from tests.support.servers import PREFIX
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.packaging, pytest.mark.long, pytest.mark.timeout(400)]
 
 LINKED = ("cli", "workers", "schema", "migrations")
 

@@ -13,13 +13,16 @@ __all__ = ["CLEANING", "run", "settle", "state"]
 CLEANING: Final = ("roll", "retention", "compaction", "erasure", "reclaim")
 """What decides which records stay, in the order in which one has work for the next."""
 
-FULL_SPEED: Final = {"compaction": {"duty": 1.0}, "erasure": {"duty": 1.0}}
+FULL_SPEED: Final[dict[str, dict[str, Any]]] = {"compaction": {"duty": 1.0}, "erasure": {"duty": 1.0}}
 
 
-def run(dsn: str, *names: str) -> list[Any]:
-    """Run each job once, at full speed; what they say."""
+def run(dsn: str, *names: str, **options: dict[str, Any]) -> list[Any]:
+    """Run each job once, at full speed, with the options that are given by its name; what they say."""
     return [
-        import_module(f"logstore.workers.{name}").run_once(dsn, **FULL_SPEED.get(name, {})) for name in names
+        import_module(f"logstore.workers.{name}").run_once(
+            dsn, **{**FULL_SPEED.get(name, {}), **options.get(name, {})}
+        )
+        for name in names
     ]
 
 
