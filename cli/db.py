@@ -11,7 +11,7 @@ import click
 
 from logstore.cli.arguments import confirm, yes_option
 from logstore.cli.failures import SCHEMA
-from logstore.cli.output import print_json
+from logstore.cli.output import counted, print_json
 from logstore.cli.root import Group, connection_options, output_option, settings
 
 __all__ = ["db"]
@@ -75,6 +75,30 @@ def downgrade(revision: str, yes: bool) -> None:
     with _target() as dsn:
         migrations.downgrade(dsn, settings().schema, revision)
         _show(dsn)
+
+
+@db.command(examples=("logstore db recovered",))
+@output_option("text", "json")
+@connection_options
+def recovered() -> None:
+    """Say that the log was restored: from a backup, to a point in time, out of a dump.
+
+    To be run once, before anybody writes.  Every partition goes on under a leader epoch that nobody has
+    seen, and whoever held a transactional id is fenced.  Does no harm when it is run again.
+    """
+    from logstore.workers.connections import Limits, opened
+
+    # It may have to look at every batch, and everything waits for it.
+    limits = Limits(statement_timeout_ms=0, lock_timeout_ms=10_000)
+    with _target() as dsn, opened(dsn, settings().schema, "db recovered", limits) as connection:
+        partitions, producers = connection.rows("SELECT partitions, producers FROM {}.recovered()")[0]
+    if settings().output == "json":
+        print_json({"schema": settings().schema, "partitions": partitions, "transactional_ids": producers})
+        return
+    click.echo(
+        f"{counted(partitions, 'partition')} under newer leader epochs, "
+        f"{counted(producers, 'transactional id')} fenced"
+    )
 
 
 @contextmanager

@@ -78,11 +78,19 @@ def list_files(topics: Sequence[str]) -> None:
     )
 
 
-@tier.command(examples=("logstore tier verify", "logstore tier verify orders"))
+@tier.command(
+    examples=("logstore tier verify", "logstore tier verify orders", "logstore tier verify --unknown")
+)
 @topic_argument(many=True, required=False)
+@click.option(
+    "--unknown",
+    is_flag=True,
+    help="Also name the files that are there and not this log's: another log's, or written after the "
+    "moment that a backup restored.",
+)
 @output_option()
 @connection_options
-def verify(topics: Sequence[str]) -> None:
+def verify(topics: Sequence[str], unknown: bool) -> None:
     """Read every file and compare it with its checksums; exit 1 when one is not what was written."""
     from logstore.tier.files import check
     from logstore.workers.connections import opened
@@ -98,6 +106,7 @@ def verify(topics: Sequence[str]) -> None:
             )
             if not topics or names.get(row[1], "") in topics
         ]
+        strange = _unknown(connection) if unknown else []
     results: list[dict[str, Any]] = []
     for file in files:
         fault = None
@@ -120,7 +129,8 @@ def verify(topics: Sequence[str]) -> None:
         )
     bad = [result for result in results if not result["ok"]]
     if settings().output == "json":
-        print_json({"files": len(results), "bad": len(bad), "results": results})
+        document: dict[str, Any] = {"files": len(results), "bad": len(bad), "results": results}
+        print_json({**document, "unknown": strange} if unknown else document)
     else:
         for result in bad:
             click.echo(f"{result['topic']}-{result['partition']}: {result['message']}")
@@ -132,6 +142,8 @@ def verify(topics: Sequence[str]) -> None:
                 else f"{human_count(len(bad))} not as they were written."
             )
         )
+        for url in strange:
+            click.echo(f"not this log's: {url}")
     if bad:
         raise CheckFailed(f"{len(bad)} of {counted(len(results), 'file')} cannot be relied upon.")
 
@@ -235,6 +247,24 @@ def _dsn(topics: Sequence[str | None]) -> str:
                 raise UnknownTopicOrPartitionError(f"There is no topic {name!r}.", details={"topic": name})
         assert admin.dsn is not None
         return admin.dsn
+
+
+def _unknown(connection: Connection) -> list[str]:
+    """The files that are where this log's are, and that its catalog does not name."""
+    from logstore.tier.store import display, files_below
+
+    known = {url for (url,) in connection.rows("SELECT url FROM {}.remote_segment")}
+    places = {url.rsplit("/topic=", 1)[0] for url in known}
+    places |= {url for (url,) in connection.rows("SELECT url FROM {}.tier_location")}
+    places |= {
+        url
+        for (url,) in connection.rows(
+            "SELECT DISTINCT configs ->> 'remote.storage.url' FROM {}.topic "
+            "WHERE configs ? 'remote.storage.url'"
+        )
+    }
+    found = {url for place in places for url in files_below(place.rstrip("/"))}
+    return [display(url) for url in sorted(found - known)]
 
 
 def _connected(dsn: str) -> Any:

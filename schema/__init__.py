@@ -65,6 +65,7 @@ INSTALL_ORDER: Final = (
     "verify",
     "verify_producers",
     "verify_tier",
+    "recovery",
     "info",
 )
 """A file needs only what the ones before it define, as far as PostgreSQL checks that on creation."""

@@ -274,6 +274,12 @@ begin
     then
         return;
     end if;
+    -- Not by what this statement shows itself, so it came with a dump.
+    if exists (select from staged s where s.xid >= pg_snapshot_xmax(pg_current_snapshot())) then
+        perform renumber_staged(mark);
+        more := true;
+        return;
+    end if;
     -- Whoever drains may have something else to do: somebody's lock on a partition is not waited for.
     perform set_config('lock_timeout', '200ms', true);
     -- A record that somebody has read must not be lost, whatever the session risks.

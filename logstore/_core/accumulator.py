@@ -510,6 +510,11 @@ class Accumulator(Generic[F]):
                 queue.numbering.give_back(batch.number)
         if not batch.doubtful or isinstance(error, UnknownOutcomeError | UnknownTopicOrPartitionError):
             return error
+        if isinstance(error, OutOfOrderSequenceError) and batch.number is not None:
+            # Not even what comes before it is in the log, so there is no doubt any more.
+            expected = error.details.get("expected_sequence", batch.number.base_sequence)
+            if batch.number.is_beyond(expected):
+                return error
         return UnknownOutcomeError(
             f"It is not known whether {len(batch)} records for partition {queue.partition} of topic "
             f"{queue.topic.name!r} are in the log.  {error.message}",

@@ -29,6 +29,10 @@ class Number(NamedTuple):
         """The number of the record that is ``count`` further on."""
         return self._replace(base_sequence=(self.base_sequence + count) & _MASK)
 
+    def is_beyond(self, expected: int) -> bool:
+        """Sequences are missing between ``expected``, the log's next one, and this batch's."""
+        return 0 < (self.base_sequence - expected) & _MASK <= _MASK >> 1
+
 
 class Numbering:
     """The numbers of one partition; ``new_producer_id`` gives another id when the epochs are used up."""

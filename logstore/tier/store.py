@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 from logstore.errors import ConfigurationError, LogstoreError, RemoteFileError, RemoteStorageError
 from logstore.tier.extra import needed
 
-__all__ = ["default_location", "delete", "display", "read", "writing"]
+__all__ = ["default_location", "delete", "display", "files_below", "read", "writing"]
 
 _ADVICE: Final = "`logstore tier verify` checks every file; a good copy, put in its place, is as good."
 UNFINISHED: Final = ".part"
@@ -90,6 +90,20 @@ def delete(url: str) -> None:
             with contextlib.suppress(OSError):
                 for directory in list(Path(path).parents)[:3]:
                     directory.rmdir()
+
+
+def files_below(url: str) -> Iterator[str]:
+    """The URLs of all Parquet files below ``url``, whoever's they are; none if there is no such place.
+
+    Raises RemoteStorageError and ConfigurationError.
+    """
+    with _translated(url, "list"):
+        system, path = _opened(url)
+        with contextlib.suppress(FileNotFoundError):
+            scheme = url.partition("://")[0]
+            for name in sorted(system.find(path)):
+                if name.endswith(".parquet"):
+                    yield f"{scheme}://{name}" if "://" in url else name
 
 
 def _opened(url: str) -> tuple[Any, str]:

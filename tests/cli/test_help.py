@@ -35,12 +35,12 @@ EXPECTED = {
     "group delete-offsets", "group remove-member", "produce", "consume", "offsets", "delete-records",
     "sql", "perf produce", "perf consume", "perf e2e", "share list", "share describe", "share alter",
     "share reset-offsets", "share delete-offsets", "share delete", "db upgrade", "db status",
-    "db downgrade", "transaction list",
+    "db downgrade", "db recovered", "transaction list",
     "cluster up", "cluster status", "cluster kill", "cluster switchover", "cluster down",
     "retention show", "retention run", "mirror run", "mirror status", "mirror promote",
     "tier list", "tier verify", "tier restore", "tier run", "tier location",
     "transaction describe", "transaction fence", "worker run", "worker jobs", "worker status", "verify",
-    "up", "down", "status", "demo", "completion",
+    "up", "down", "status", "replicas", "demo", "completion",
 }  # fmt: skip
 
 

@@ -382,6 +382,24 @@ def test_a_log_out_of_a_dump(session: Session, topic: int, part: int | None) -> 
     assert log(session) == ["a", "b", "c", "d", "e"]
 
 
+def test_a_dump_of_which_only_what_waits_is_ahead(session: Session, topic: int) -> None:
+    """The cluster has passed the last drain's number, and not that of what was staged after it."""
+    stage(session, "a")
+    drain(session)
+    stage(session, "b")
+    for number in range(3):
+        session.execute(
+            sql.SQL(
+                "UPDATE {} SET xid = (xid::text::int8 + 1000000000)::text::xid8 WHERE value = 'b'"
+            ).format(sql.Identifier(f"staged_{number}"))
+        )
+    assert drain_all(session) == 1
+    stage(session, "c")
+    assert drain_all(session) == 1
+    assert drain_all(session) == 0
+    assert log(session) == ["a", "b", "c"]
+
+
 def test_serializable_transactions_do_not_fail_each_other(
     connect: Connect, session: Session, topic: int
 ) -> None:
