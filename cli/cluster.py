@@ -12,6 +12,7 @@ import click
 from logstore.cli.arguments import assignments, confirm, yes_option
 from logstore.cli.failures import UNAVAILABLE
 from logstore.cli.output import Column, human_bytes, note, print_json, print_rows
+from logstore.cli.replicas import counts, summary_line
 from logstore.cli.root import Group, connection_options, output_option, settings
 
 if TYPE_CHECKING:
@@ -108,10 +109,13 @@ def status() -> None:
 
     _no_dsn("status")
     found = LocalCluster().status()
+    partitions = None if found.leader is None else _partitions(found.dsn)
     if settings().output == "json":
-        print_json(_document(found))
+        print_json(_document(found) | {"partitions": partitions})
     else:
         _print_status(found)
+        if partitions is not None:
+            click.echo(f"      {summary_line(partitions)}")
     if found.leader is None:
         raise click.exceptions.Exit(UNAVAILABLE)
 
@@ -171,6 +175,18 @@ def down(remove: bool, yes: bool) -> None:
         print_json({"stopped": stopped, "removed": remove})
     else:
         click.echo(("stopped" if stopped else "it was not running") + (", removed" if remove else ""))
+
+
+def _partitions(dsn: str) -> dict[str, int | None] | None:
+    """How many partitions there are, and how many have too few copies; None: nobody says."""
+    from logstore import Admin
+    from logstore.errors import LogstoreError
+
+    try:
+        with Admin(dsn, schema=settings().schema, request_timeout_ms=5000) as admin:
+            return counts(admin.describe_partition_replicas())
+    except LogstoreError:
+        return None
 
 
 def _document(found: ClusterStatus) -> dict[str, Any]:

@@ -66,6 +66,7 @@ BY_CLASS: Final[Mapping[str, int]] = {
     "TransactionalIdNotFoundError": NOT_FOUND,
     "InvalidTopicError": USAGE,
     "InvalidPartitionsError": USAGE,
+    "InvalidReplicationFactorError": REFUSED,
     "InvalidConfigError": USAGE,
     "ConfigurationError": USAGE,
     "InvalidArgumentError": USAGE,

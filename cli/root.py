@@ -187,6 +187,10 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             "up": ("server:up", "Run the embedded PostgreSQL in the foreground."),
             "down": ("server:down", "Stop the embedded PostgreSQL."),
             "status": ("server:status", "Show where the log is and how it does."),
+            "replicas": (
+                "replicas:replicas",
+                "Show the servers that have a copy of the log, or should have.",
+            ),
             "cluster": ("cluster:cluster", "Run a replicated log on this machine: etcd and a Patroni group."),
             "mirror": (
                 "mirror:mirror",

@@ -13,6 +13,7 @@ from logstore.cli.clients import open_admin
 from logstore.cli.erase import erase
 from logstore.cli.extent import extents
 from logstore.cli.output import Column, counted, human_count, note, print_json, print_rows
+from logstore.cli.replicas import CONDITIONS, copies, line, print_partitions, tell_unknown
 from logstore.cli.root import Group, connection_options, output_option, settings
 from logstore.cli.timespec import format_time
 from logstore.errors import LogstoreError
@@ -21,6 +22,7 @@ from logstore.topics import NewTopic
 
 if TYPE_CHECKING:
     from logstore import Admin
+    from logstore.replicas import PartitionReplicas
     from logstore.topics import ConfigEntry
 
 __all__ = ["topic"]
@@ -60,13 +62,26 @@ def topic() -> None:
     callback=assignments,
     help="A topic config by Kafka's name.  Repeatable; see `topic describe --all`.",
 )
+@click.option(
+    "--replication-factor",
+    metavar="N",
+    type=int,
+    default=-1,
+    help="How many servers are to have it, the leader included.  [default: -1, as many as there are]",
+)
 @click.option("--if-not-exists", is_flag=True, help="Be content when the topic exists already.")
 @output_option()
 @connection_options
-def create(topics: Sequence[str], partitions: int, configs: dict[str, str], if_not_exists: bool) -> None:
+def create(
+    topics: Sequence[str],
+    partitions: int,
+    configs: dict[str, str],
+    replication_factor: int,
+    if_not_exists: bool,
+) -> None:
     """Create one or more topics."""
     with open_admin() as admin:
-        new = [NewTopic(name, partitions, topic_configs=configs) for name in topics]
+        new = [NewTopic(name, partitions, replication_factor, configs) for name in topics]
         admin.create_topics(new, if_not_exists=if_not_exists)
         described = _documents(admin, topics)
         if configs:
@@ -105,30 +120,82 @@ def list_(**_: Any) -> None:
 
 
 @topic.command(
-    examples=("logstore topic describe orders", "logstore topic describe orders --all --output json"),
+    examples=(
+        "logstore topic describe orders",
+        "logstore topic describe orders --all --output json",
+        "logstore topic describe --under-min-isr-partitions",
+    ),
 )
-@topic_argument(many=True)
+@topic_argument(many=True, required=False)
 @click.option(
     "--all", "everything", is_flag=True, help="All configs with what they mean, not only those set."
 )
+@click.option(
+    "--under-replicated-partitions",
+    "under_replicated",
+    is_flag=True,
+    help="Only partitions that fewer servers have than should; without TOPIC of all topics.",
+)
+@click.option(
+    "--under-min-isr-partitions",
+    "under_min_isr",
+    is_flag=True,
+    help="Only partitions that refuse acks=all: fewer servers are in sync than min.insync.replicas.",
+)
+@click.option(
+    "--at-min-isr-partitions",
+    "at_min_isr",
+    is_flag=True,
+    help="Only partitions that refuse acks=all when one server less is in sync.",
+)
 @output_option()
 @connection_options
-def describe(topics: Sequence[str], everything: bool) -> None:
-    """Show partitions and configs of topics."""
+def describe(topics: Sequence[str], everything: bool, **chosen: bool) -> None:
+    """Show partitions, copies and configs of topics."""
+    conditions = [condition for condition in CONDITIONS if chosen[condition]]
+    if not topics and not conditions:
+        raise click.UsageError("Missing argument 'TOPIC...'.", click.get_current_context())
     with open_admin() as admin:
+        if conditions:
+            _print_conditions(admin, topics, conditions)
+            return
         documents = _documents(admin, topics, configs=True)
+        held = {each.topic: each for each in admin.describe_partition_replicas(topics)}
+    for document in documents:
+        kept = held.get(document["topic"])
+        document["replication_factor"] = kept and kept.replication_factor
+        if kept is not None:
+            # It is the same for all partitions of a topic.
+            for partition in document["partitions"]:
+                partition |= copies(kept)
     if settings().output == "json":
         print_json(documents)
         return
     for number, document in enumerate(documents):
         if number:
             click.echo()
-        _print_description(document, everything)
+        _print_description(document, held.get(document["topic"]), everything)
 
 
-def _print_description(document: dict[str, Any], everything: bool) -> None:
+def _print_conditions(admin: Admin, topics: Sequence[str], conditions: Sequence[str]) -> None:
+    if topics:
+        admin.describe_topics(topics)  # an unknown one raises
+    found = [
+        each
+        for each in admin.describe_partition_replicas(topics or None)
+        # What is not known is shown: silence would be taken for health.
+        if any(getattr(each, condition) is not False for condition in conditions)
+    ]
+    print_partitions(found, json=settings().output == "json")
+    if any(each.under_replicated is None for each in found):
+        tell_unknown(admin.describe_replicas())
+
+
+def _print_description(document: dict[str, Any], held: PartitionReplicas | None, everything: bool) -> None:
     partitions = document["partitions"]
     click.echo(click.style(document["topic"], bold=True))
+    if held is not None:
+        click.echo(line(held))
     print_rows(
         [
             Column("partition", number=True),
@@ -180,23 +247,35 @@ def _print_description(document: dict[str, Any], everything: bool) -> None:
     help="Set a topic config.  Repeatable.",
 )
 @click.option("--unset", metavar="NAME", multiple=True, help="Go back to the default.  Repeatable.")
+@click.option(
+    "--replication-factor",
+    metavar="N",
+    type=int,
+    help="How many servers are to have it; -1: as many as there are.",
+)
 @output_option()
 @connection_options
-def alter(topic: str, configs: dict[str, str], unset: Sequence[str]) -> None:
+def alter(topic: str, configs: dict[str, str], unset: Sequence[str], replication_factor: int | None) -> None:
     """Set or unset configs of a topic."""
-    if not configs and not unset:
+    if not configs and not unset and replication_factor is None:
         raise click.UsageError(
-            "Nothing to do: give --config NAME=VALUE or --unset NAME.", click.get_current_context()
+            "Nothing to do: give --config NAME=VALUE, --unset NAME or --replication-factor N.",
+            click.get_current_context(),
         )
     if both := sorted(set(configs) & set(unset)):
         raise click.UsageError(f"{both[0]!r} is both set and unset.", click.get_current_context())
     with open_admin() as admin:
-        admin.alter_configs(topic, {**configs, **dict.fromkeys(unset)})
+        if replication_factor is not None:
+            admin.alter_replication_factor(topic, replication_factor)
+        if configs or unset:
+            admin.alter_configs(topic, {**configs, **dict.fromkeys(unset)})
         (document,) = _documents(admin, [topic], configs=True)
         _warn(admin, [topic], {*configs, *unset})
     if settings().output == "json":
         print_json(document)
         return
+    if replication_factor is not None:
+        click.echo(f"replication factor = {replication_factor}")
     changed = {*configs, *unset}
     for config in document["configs"]:
         if config["name"] in changed:

@@ -18,6 +18,7 @@
     ├── TopicAlreadyExistsError
     ├── InvalidTopicError                  a name Kafka would refuse
     ├── InvalidPartitionsError
+    ├── InvalidReplicationFactorError      more replicas were asked for than there are servers
     ├── InvalidConfigError                 a topic config out of range
     ├── ConfigurationError                 a client option that does not exist or does not fit
     ├── InvalidArgumentError               a wrong type or value given to a method
@@ -102,6 +103,7 @@ __all__ = [
     "InvalidPartitionsError",
     "InvalidRecordError",
     "InvalidRecordStateError",
+    "InvalidReplicationFactorError",
     "InvalidSubscriptionError",
     "InvalidTimestampError",
     "InvalidTopicError",
@@ -254,6 +256,12 @@ class InvalidTopicError(LogstoreError):
 
 class InvalidPartitionsError(LogstoreError):
     """The number of partitions is not possible."""
+
+
+class InvalidReplicationFactorError(LogstoreError):
+    """More replicas were asked for than there are servers; nothing was changed."""
+
+    advice = "Add followers, or ask for fewer (-1: as many as there are); `logstore replicas` shows them."
 
 
 class InvalidConfigError(LogstoreError):
@@ -512,6 +520,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "LS015": OutOfOrderSequenceError,
     "LS016": DuplicateSequenceError,
     "LS017": TransactionalIdNotFoundError,
+    "LS018": InvalidReplicationFactorError,
     "LS020": UnknownMemberError,
     "LS021": FencedInstanceIdError,
     "LS022": CommitFailedError,

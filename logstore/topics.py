@@ -33,7 +33,9 @@ class NewTopic:
 
     name: str
     num_partitions: int = 1
-    replication_factor: int = 1
-    """Accepted for Kafka's sake: how many copies there are is the server's affair (its standbys)."""
+    replication_factor: int = -1
+    """How many servers are to have its records, the leader included; -1: as many as the group has.  More than
+    there are is refused.  Fewer is never made: all topics of a group have the same replicas.  A topic counts
+    as under-replicated when fewer servers than this have it."""
     topic_configs: Mapping[str, object] = field(default_factory=dict)
     """Kafka's names; values are strings, numbers or booleans.  What is left out has its default."""

@@ -29,6 +29,7 @@ INSTALL_ORDER: Final = (
     "fetch",
     "tier",
     "views",
+    "replicas",
     "offsets",
     "read",
     "staging",

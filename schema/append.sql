@@ -86,9 +86,10 @@ begin
         perform refuse_batch('LS013', format('the leader epoch is %s, not %s', epoch, leader_epoch),
             topic_id, "partition", jsonb_build_object('leader_epoch', epoch), 'Refresh the metadata.');
     end if;
-    if min_insync > 1 and acks = -1 and insync_replicas() < min_insync then
+    if min_insync > 1 and acks = -1 and acknowledging_replicas() < min_insync then
         perform refuse_batch('LS009',
-            format('min.insync.replicas is %s, but %s servers would have it', min_insync, insync_replicas()),
+            format('min.insync.replicas is %s, but %s servers would have it', min_insync,
+                   acknowledging_replicas()),
             topic_id, "partition", jsonb_build_object('min.insync.replicas', min_insync), null);
     end if;
 

@@ -8,15 +8,26 @@ begin atomic
     select 'lz4' = any (enumvals) from pg_catalog.pg_settings where name = 'default_toast_compression';
 end;
 
--- Takes no lock, reads the state of replication, writes nothing, returns how many servers have a record when
--- a synchronous commit returns: this one and the synchronous standbys that stream now. The owner of the log
--- needs pg_read_all_stats to see them; unseen ones do not count.
+-- Takes no lock, reads the state of replication, writes nothing, returns how many servers are in sync: this one
+-- and the synchronous standbys that stream now. The owner of the log needs pg_read_all_stats to see them; unseen
+-- ones do not count.
 create or replace function insync_replicas() returns int4
 language sql volatile security definer set search_path from current
 begin atomic
     select 1 + case when pg_catalog.current_setting('synchronous_standby_names') = '' then 0
                     else (select count(*)::int4 from pg_catalog.pg_stat_replication
                           where state = 'streaming' and sync_state in ('sync', 'quorum')) end;
+end;
+
+-- Takes no lock, reads the state of replication, writes nothing, returns how many servers have a record when a
+-- synchronous commit returns: this one and those of the synchronous standbys that the commit waits for, which of
+-- ANY 1 (a, b) is one.
+create or replace function acknowledging_replicas() returns int4
+language sql volatile set search_path from current
+begin atomic
+    select least(insync_replicas(),
+        1 + coalesce(substring(pg_catalog.current_setting('synchronous_standby_names')
+                               from '^\s*(?:[a-zA-Z]+\s+)?(\d+)\s*\(')::int4, 1));
 end;
 
 -- Takes no lock, reads the server's clock, writes nothing, returns what time it is for the log, in ms since the

@@ -72,9 +72,11 @@ end;
 
 -- Locks the parent of all batches in SHARE UPDATE EXCLUSIVE mode (which appends and reads do not notice),
 -- reads the definitions, writes the catalog, makes the topic's tables and view, returns the topic's id.
--- LS002: the name is taken (with if_not_exists its id is returned), LS003, LS004, LS005, LS011.
+-- LS002: the name is taken (with if_not_exists its id is returned), LS003, LS004, LS005, LS011, LS018: fewer
+-- servers than replication_factor would have its records.
 create or replace function create_topic(
-    name text, partitions int4, configs jsonb default null, if_not_exists boolean default false) returns int4
+    name text, partitions int4, configs jsonb default null, if_not_exists boolean default false,
+    replication_factor int4 default null) returns int4
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
@@ -93,8 +95,11 @@ begin
 
     -- compile_configs fills in the rest.
     insert into topic (name, partitions, configs, roll_at, segment_bytes, max_message_bytes, timestamp_type,
-                       timestamp_before_max, timestamp_after_max, min_insync_replicas, last_segment)
-    values (create_topic.name, create_topic.partitions, overrides, 0, 0, 0, 0, 0, 0, 0, -1)
+                       timestamp_before_max, timestamp_after_max, min_insync_replicas, last_segment,
+                       replication_factor)
+    values (create_topic.name, create_topic.partitions, overrides, 0, 0, 0, 0, 0, 0, 0, -1,
+            case when create_topic.replication_factor between 1 and 32767
+                 then create_topic.replication_factor end)
     on conflict do nothing returning topic_id into id;
     if id is null then
         select t.topic_id into id from topic t where t.name = create_topic.name;
@@ -104,6 +109,7 @@ begin
         perform raise_error('LS002', format('topic %s exists already', create_topic.name),
             jsonb_build_object('topic', create_topic.name), null);
     end if;
+    perform check_replication_factor(create_topic.name, create_topic.replication_factor);
 
     execute format('create table %I (like batches including all) partition by list (segment)', 'b_' || id);
     execute format('alter table batches attach partition %I for values in (%s)', 'b_' || id, id);

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from logstore.errors import ConfigurationError
+from logstore.workers import replica_metrics
 
 if TYPE_CHECKING:
     from logstore.workers.worker import Worker
@@ -85,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def metrics(worker: Worker) -> str:
-    """What the worker has done, in Prometheus' text format."""
+    """What the worker has done, and who has a copy of the log, in Prometheus' text format."""
     running = set(worker.running)
     lines = [
         "# HELP logstore_worker_healthy The server answers, and the log fits this release.",
@@ -121,4 +122,6 @@ def metrics(worker: Worker) -> str:
         for job, tally in tallies
         for what, total in sorted(tally.totals.items())
     ]
+    if worker.healthy():
+        lines += replica_metrics.lines(worker.dsn, worker.schema)
     return "\n".join(lines) + "\n"

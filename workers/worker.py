@@ -132,6 +132,16 @@ class Worker:
         return self._leases.worker_id
 
     @property
+    def dsn(self) -> str:
+        """Of the log that it works on."""
+        return self._dsn
+
+    @property
+    def schema(self) -> str:
+        """Of the log that it works on."""
+        return self._schema
+
+    @property
     def running(self) -> list[str]:
         """The jobs that it runs now."""
         with self._changed:

@@ -251,7 +251,7 @@ class Calls:
         self._list_offsets = self._rows(
             'idx, "offset", "timestamp", leader_epoch, remote', "list_offsets", "int4[]", "int4[]", "int8[]"
         )
-        self._create_topic = self._value("create_topic", "text", "int4", "text::jsonb", "boolean")
+        self._create_topic = self._value("create_topic", "text", "int4", "text::jsonb", "boolean", "int4")
         self._alter_topic = self._value("alter_topic", "text", "text::jsonb", "text[]")
         self._add_partitions = self._value("add_partitions", "text", "int4")
         self._delete_topic = self._value("delete_topic", "text")
@@ -363,9 +363,10 @@ class Calls:
         configs: Mapping[str, str] | None = None,
         *,
         if_not_exists: bool = False,
+        replication_factor: int = -1,
     ) -> Call[int]:
         """Create a topic; the answer is its id."""
-        args = (name, partitions, _json(configs), if_not_exists)
+        args = (name, partitions, _json(configs), if_not_exists, replication_factor)
         return Call(self._create_topic, args, _value, "create_topic", writes=True)
 
     def alter_topic(self, name: str, configs: Mapping[str, str], unset: Sequence[str] = ()) -> Call[None]:

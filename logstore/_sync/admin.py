@@ -14,6 +14,7 @@ from logstore._core.call import Call
 from logstore._core.group_calls import GroupCalls
 from logstore._core.key_calls import KeyCalls
 from logstore._core.quota_calls import QuotaCalls
+from logstore._core.replica_calls import ReplicaCalls
 from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
 from logstore._core.transaction_calls import TransactionCalls
@@ -22,6 +23,7 @@ from logstore._sync.driver import Connection
 from logstore._sync.erasure_admin import ErasureAdmin
 from logstore._sync.group_admin import GroupAdmin
 from logstore._sync.quota_admin import QuotaAdmin
+from logstore._sync.replica_admin import ReplicaAdmin, checked_factor
 from logstore._sync.session import Session
 from logstore._sync.share_admin import ShareAdmin
 from logstore._sync.tiered import resolved
@@ -52,7 +54,7 @@ class _Config:
     request_timeout_ms: int = number(30_000, 1)
 
 
-class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
+class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ReplicaAdmin, ShareAdmin, TransactionAdmin):
     """Creates, describes, alters and deletes topics and groups, and sets quotas.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
@@ -86,6 +88,7 @@ class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
         self._group_calls = GroupCalls(config.schema)
         self._key_calls = KeyCalls(config.schema)
         self._quota_calls = QuotaCalls(config.schema)
+        self._replica_calls = ReplicaCalls(config.schema)
         self._share_calls = ShareCalls(config.schema)
         self._transaction_calls = TransactionCalls(config.schema)
         self._mutex = Mutex()
@@ -136,17 +139,24 @@ class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
         configs: Mapping[str, object] | None = None,
         *,
         if_not_exists: bool = False,
+        replication_factor: int = -1,
     ) -> int:
         """Create a topic; its id.
 
         ``configs``: Kafka's topic configs, such as ``{"retention.ms": 3_600_000}``; see
         :meth:`describe_configs`. ``if_not_exists``: a topic that is there already is left as it is.
+        ``replication_factor``: how many servers are to have its records, the leader included; -1: as many as
+        the group has (see :class:`~logstore.topics.NewTopic`).
 
         Raises InvalidTopicError, InvalidPartitionsError, InvalidConfigError,
-        UnsupportedCompressionTypeError, TopicAlreadyExistsError.
+        UnsupportedCompressionTypeError, TopicAlreadyExistsError, InvalidReplicationFactorError.
         """
         call = self._calls.create_topic(
-            check_topic_name(name), _count(partitions), _texts(configs or {}), if_not_exists=if_not_exists
+            check_topic_name(name),
+            _count(partitions),
+            _texts(configs or {}),
+            if_not_exists=if_not_exists,
+            replication_factor=checked_factor(replication_factor),
         )
         return self._run(call)
 
@@ -165,6 +175,7 @@ class Admin(ErasureAdmin, GroupAdmin, QuotaAdmin, ShareAdmin, TransactionAdmin):
                 _count(new.num_partitions),
                 _texts(new.topic_configs or {}),
                 if_not_exists=if_not_exists,
+                replication_factor=checked_factor(new.replication_factor),
             )
         # In order of names, so that two who create the same topics do not lock each other out.
         return self._run_together(dict(sorted(calls.items())))

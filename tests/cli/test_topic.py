@@ -70,6 +70,10 @@ WRONG = [
     (("topic", "create", "x", "--config", "retention.mss=5"), 2, "retention.ms"),
     (("topic", "create", "x", "--config", "retention.ms"), 2, "NAME=VALUE"),
     (("topic", "create", "x", "--partitions", "0"), 2, "--partitions"),
+    (("topic", "create", "x", "--replication-factor", "2"), 4, "one server would have it"),
+    (("topic", "create", "x", "--replication-factor", "0"), 4, "1 or more"),
+    (("topic", "describe"), 2, "TOPIC"),
+    (("topic", "describe", "nothing", "--at-min-isr-partitions"), 3, "nothing"),
     (("topic", "alter", "x"), 2, "Nothing to do"),
     (("topic", "alter", "x", "--config", "a=1", "--unset", "a"), 2, "both set and unset"),
 ]

@@ -9,6 +9,7 @@ from logstore.errors import (
     InvalidArgumentError,
     InvalidConfigError,
     InvalidPartitionsError,
+    InvalidReplicationFactorError,
     InvalidTopicError,
     LogstoreError,
     OffsetOutOfRangeError,
@@ -80,6 +81,39 @@ def test_create_refuses(colour: Colour, database: str) -> None:
     with pytest.raises(InvalidArgumentError):
         admin.create_topic("u", configs={"retention.ms": None})
     assert admin.list_topics() == ["t"]
+
+
+def test_replication_factor(colour: Colour, database: str) -> None:
+    """Of a group of one: tests/concurrency/test_replicas.py has one with followers."""
+    admin = colour.admin(database)
+    admin.create_topic("all")
+    admin.create_topics([NewTopic("one", 2, 1)])
+    for asked in (2, 32_767):
+        with pytest.raises(InvalidReplicationFactorError, match=f"of {asked} was .* one server") as refused:
+            admin.create_topic("t", replication_factor=asked)
+        assert refused.value.details["replicas"] == 1
+        assert "followers" in refused.value.advice
+        with pytest.raises(InvalidReplicationFactorError):
+            admin.create_topics(["t", NewTopic("u", replication_factor=asked)])
+        with pytest.raises(InvalidReplicationFactorError):
+            admin.alter_replication_factor("all", asked)
+    for nonsense in (0, -2, 2**15):
+        with pytest.raises(InvalidReplicationFactorError, match=str(nonsense)):
+            admin.create_topic("t", replication_factor=nonsense)
+    for wrong in ("1", 1.0, True, None):
+        with pytest.raises(InvalidArgumentError):
+            admin.create_topic("t", replication_factor=wrong)
+    assert admin.create_topic("one", if_not_exists=True, replication_factor=9) > 0, "it is left as it is"
+    assert admin.list_topics() == ["all", "one"]
+    admin.alter_replication_factor("one", -1)
+    with pytest.raises(UnknownTopicOrPartitionError):
+        admin.alter_replication_factor("none", 1)
+
+    (leader,) = admin.describe_replicas()
+    assert (leader.role, leader.state, leader.in_sync) == ("leader", "running", True)
+    (held,) = admin.describe_partition_replicas(["all"])
+    assert held == ("all", 0, leader.name, 1, [leader.name], [leader.name], 1, False, False, True)
+    assert len(admin.describe_partition_replicas()) == 3
 
 
 @pytest.mark.parametrize("name", HOSTILE)
