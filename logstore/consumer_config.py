@@ -19,6 +19,7 @@ class ConsumerOptions(TypedDict, total=False):
     auto_commit_interval_ms: int
     auto_offset_reset: str
     client_id: str
+    client_rack: str | None
     consumer_timeout_ms: int | None
     delivery: Literal["at_least_once", "at_most_once", "exactly_once"]
     enable_auto_commit: bool
@@ -31,7 +32,9 @@ class ConsumerOptions(TypedDict, total=False):
     max_partition_fetch_bytes: int
     max_poll_interval_ms: int
     max_poll_records: int
+    max_replica_lag_ms: int
     metadata_max_age_ms: int
+    read_from: Literal["leader", "follower", "nearest"]
     reconnect_backoff_max_ms: int
     reconnect_backoff_ms: int
     request_timeout_ms: int
@@ -49,6 +52,12 @@ def _reset_policy(name: str, value: Any) -> str:
 def _name(name: str, value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 255):
         raise ConfigurationError(f"{name} is a string of 1 to 255 characters, not {value!r}.")
+    return value
+
+
+def _rack(name: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ConfigurationError(f"{name} is a string, or None, not {value!r}.")
     return value
 
 
@@ -126,6 +135,16 @@ class ConsumerConfig:
     looking again, every 5 ms at first and every second in the end ("poll").  "auto": woken where the server
     can do that,
     which a follower cannot, nor one behind a pooler."""
+    read_from: str = one_of("leader", "leader", "follower", "nearest")
+    """Which of the hosts that the DSN names records are read from.  "follower": one of those that follow, of
+    ``client_rack`` if there is one; "nearest": one of ``client_rack``, else the one with the shortest round
+    trip.  While no follower will do, the leader is read from.  Everything else is asked of the leader."""
+    client_rack: str | None = whatever(None, _rack)
+    """Where the program runs, for ``read_from``: a server is there if its setting ``logstore.rack`` or
+    ``cluster_name`` says the same, or if the DSN names it so."""
+    max_replica_lag_ms: int = number(5_000, 100)
+    """A follower that lacks for longer what the leader has, or does not answer for longer, is not read from
+    until it has caught up."""
     request_timeout_ms: int = number(30_000, 1)
     """How long the server may take to accept a connection or to answer."""
     metadata_max_age_ms: int = number(300_000, 1)
@@ -143,6 +162,10 @@ class ConsumerConfig:
             )
         if self.group_id is None and self.group_instance_id is not None:
             raise ConfigurationError("group_instance_id needs a group_id.")
+        if self.client_rack is not None and self.read_from == "leader":
+            raise ConfigurationError(
+                'client_rack chooses among followers: it needs read_from="nearest" or "follower".'
+            )
         if self.delivery == "exactly_once" and self.group_id is None:
             raise ConfigurationError(
                 'delivery="exactly_once" moves the offsets of a group: it needs a group_id.'

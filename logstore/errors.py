@@ -28,6 +28,7 @@
     ├── InvalidTimestampError
     ├── UnsupportedCompressionTypeError
     ├── OffsetOutOfRangeError
+    │   └── LogTruncationError             a failover has cut off records that were read
     ├── TopicReadOnlyError                 it mirrors another log's topic, or its mirror has taken its place
     ├── MirrorError                        a topic and its mirror do not belong together
     ├── RemoteFileError                    a segment's file is missing, or not what was written
@@ -108,6 +109,7 @@ __all__ = [
     "InvalidTimestampError",
     "InvalidTopicError",
     "LockTimeoutError",
+    "LogTruncationError",
     "LogstoreError",
     "MirrorError",
     "NoOffsetForPartitionError",
@@ -298,6 +300,21 @@ class UnsupportedCompressionTypeError(LogstoreError):
 
 class OffsetOutOfRangeError(LogstoreError):
     """The offset is below the start of the log or beyond its end."""
+
+
+class LogTruncationError(OffsetOutOfRangeError):
+    """A failover has cut off records that the consumer has read, and auto_offset_reset is "none".
+
+    ``details`` has ``topic``, ``partition``, ``position``, ``divergence_offset`` (below it the log is what it
+    was), ``read_leader_epoch`` (under which was read what is gone) and ``leader_epoch`` (that of the log
+    before the divergence).  Only what ``acks`` 0 or 1 wrote can be cut off, or a log without synchronous
+    followers.
+    """
+
+    advice = (
+        "Undo what came of the records from details['divergence_offset'] on, and seek() there; or set "
+        "auto_offset_reset, which goes on there by itself."
+    )
 
 
 class TopicReadOnlyError(LogstoreError):

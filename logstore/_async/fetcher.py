@@ -9,33 +9,32 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from random import random
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from logstore._async.bearings import Bearings
 from logstore._async.concurrency import Condition, Lock, Task, spawn
 from logstore._async.driver import Connection
+from logstore._async.questions import Asking, Question
+from logstore._async.replica_reads import ReplicaReads
 from logstore._async.session import Session
-from logstore._async.tiered import FileReads, resolved
+from logstore._async.tiered import FileReads
 from logstore._async.waiting import Waiting
 from logstore._core.backoff import Backoff
 from logstore._core.call import Call
-from logstore._core.calls import EARLIEST, ListedOffset, TopicMetadata
+from logstore._core.calls import Fetched, Sealed
 from logstore._core.fetch_tally import FetchTally
-from logstore._core.pace import LONGEST_S, Way
+from logstore._core.pace import LONGEST_S, UNDISTURBED_S, Pace, Way
 from logstore._core.quota_calls import QuotaCalls
-from logstore._core.subscription import Subscription
+from logstore._core.subscription import FetchRequest, Subscription
 from logstore._core.throttle import Throttle, refused_for_ms
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
-    ClientClosedError,
     LogstoreError,
-    RequestTimedOutError,
     RetriableError,
     ThrottlingQuotaExceededError,
-    UnknownTopicOrPartitionError,
 )
-from logstore.records import TopicPartition
 
 __all__ = ["Fetcher", "Question"]
 
@@ -49,21 +48,7 @@ CLOSE_S = 2.0
 """How long closing waits for a server that does not answer."""
 
 
-class Question(Generic[T]):
-    """Something that the user's side wants to know from the server."""
-
-    __slots__ = ("answer", "call", "done", "error", "then")
-
-    def __init__(self, call: Call[T], then: Callable[[], object] | None) -> None:
-        self.call = call
-        self.then = then
-        """Called, on the fetcher's side, when there is an answer or an error."""
-        self.done = False
-        self.answer: T | None = None
-        self.error: LogstoreError | None = None
-
-
-class Fetcher:
+class Fetcher(Asking, Bearings):
     """Fetches for one consumer.  ``lock`` guards ``subscription`` and everything here that is not the task's
     own.
     """
@@ -91,6 +76,8 @@ class Fetcher:
         self.closing = False
         self.online = False
         """There is a connection."""
+        self.replicated = False
+        """It is to a leader of whose log only what followers have may be read."""
         self.error: LogstoreError | None = None
         """What stopped fetching, to be raised to the user."""
         self._told = False
@@ -98,10 +85,16 @@ class Fetcher:
         self._metadata_due = 0.0
         self._task: Task | None = None
         self._files = FileReads(self, subscription, lock, session.calls.schema)
+        self.replica: ReplicaReads | None = None
+        """Who reads from followers, if that is wanted."""
+        if config.read_from != "leader":
+            self.replica = ReplicaReads(self, config, session, subscription, lock)
         # The task's own:
         self._connection: Connection | None = None
         self._waiting: Waiting | None = None
         self._follower = False
+        self._leader: tuple[int, int] | None = None
+        self._sealing: Question[Sealed] | None = None
         self._looked_at_staging = False
         self.tally = FetchTally()
         self.throttle = Throttle()
@@ -120,6 +113,8 @@ class Fetcher:
         if topics:
             await self._refresh_metadata()
         self._task = spawn(self._run, name="logstore-consumer")
+        if self.replica is not None:
+            self.replica.start()
 
     def follow(self, topics: tuple[str, ...] | None) -> None:
         """Read all partitions of ``topics``; None: what is assigned one by one.  The lock must be held."""
@@ -135,75 +130,8 @@ class Fetcher:
         self._work.notify_all()
         if self._sleeping and self._connection is not None:
             self._connection.interrupt()
-
-    async def ask(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """What the server answers to ``call``, which only reads: if need be another connection asks again.
-
-        Raises RequestTimedOutError after ``timeout_s`` seconds, by default ``request_timeout_ms``.
-        """
-        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        question = self.post(call)
-        with self._lock:
-            self._resume()
-            try:
-                while not question.done:
-                    self.check()
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise self.timed_out(call.name)
-                    await self.changed.wait(left)
-            finally:
-                if not question.done and question in self._questions:
-                    self._questions.remove(question)
-        if question.error is not None:
-            raise question.error
-        return question.answer  # type: ignore[return-value]
-
-    async def list_offsets(
-        self, topic_ids: Sequence[int], partitions: Sequence[int], specs: Sequence[int]
-    ) -> list[ListedOffset]:
-        """What :meth:`Calls.list_offsets` answers, looked up in files where need be."""
-        rows = await self.ask(self._calls.list_offsets(topic_ids, partitions, specs))
-        return [
-            await resolved(self.ask, self._calls.schema, topic_ids[row.idx - 1], partitions[row.idx - 1], row)
-            for row in rows
-        ]
-
-    def post(self, call: Call[T], then: Callable[[], object] | None = None) -> Question[T]:
-        """Ask without waiting: the answer will be in what this returns, once it is ``done``.
-
-        ``then`` is called at that time, on the fetcher's side.
-        """
-        question = Question(call, then)
-        with self._lock:
-            self._questions.append(question)
-            self.disturb()
-        return question
-
-    def timed_out(self, what: str) -> LogstoreError:
-        """Why there is no answer to ``what`` in time."""
-        if not self.online and self._failure is not None:
-            return self._failure
-        return RequestTimedOutError(f"The server did not answer {what!r} in time.")
-
-    def check(self) -> None:
-        """Raises when the consumer is closed or cannot go on.  The lock must be held."""
-        if self.closing:
-            raise ClientClosedError("The consumer is closed.")
-        if self.error is not None:
-            self._told = True
-            raise self.error
-
-    def try_again(self) -> None:
-        """The user is back after an error: what it stopped is tried once more.  The lock must be held."""
-        self._resume()
-        if self._subscription.try_again():
-            self.disturb()
-
-    def _resume(self) -> None:
-        if self._told:
-            self._told, self.error = False, None
-            self.disturb()
+        if self.replica is not None:
+            self.replica.disturb()
 
     async def stop(self) -> None:
         """End the task and its connection; waits no longer than a moment for the server."""
@@ -211,6 +139,8 @@ class Fetcher:
             self.closing = True
             self.changed.notify_all()
             self.disturb()
+        if self.replica is not None:
+            await self.replica.stop()
         await self._files.stop()
         task = self._task
         if task is None:
@@ -268,6 +198,11 @@ class Fetcher:
         with self._lock:
             self._metadata_due = 0.0  # it may be another server than before
             self.online = True
+            self.replicated = info.replicated and not connection.access.read_only
+            leader = (info.boot, info.timeline)
+            if self._leader not in (None, leader) and not self._follower:
+                self._subscription.doubt_all()
+            self._leader = leader
 
     async def _disconnect(self) -> None:
         with self._lock:
@@ -295,7 +230,7 @@ class Fetcher:
             assert self._waiting is not None
             self._looked_at_staging = True
             await self._waiting.outbox.look()
-        elif not await self._look_positions_up():
+        elif not await self._check_history() and not await self._look_positions_up():
             await self._fetch()
 
     async def _answer(self, question: Question[Any]) -> None:
@@ -314,87 +249,19 @@ class Fetcher:
         if question.then is not None:
             question.then()
 
-    def _metadata_is_due(self) -> bool:
-        subscription = self._subscription
-        stale = subscription.needs_metadata or time.monotonic() >= self._metadata_due
-        return stale and bool(self._topics or subscription.topics())
-
-    async def _refresh_metadata(self) -> None:
-        assert self._connection is not None
-        with self._lock:
-            topics = self._topics
-            names = sorted(self._subscription.topics().union(topics or ()))
-        found = await self._connection.run(self._calls.metadata(names), timeout_s=self._timeout_s)
-        with self._lock:
-            if topics == self._topics:
-                self._learn(topics, found)
-            self._metadata_due = time.monotonic() + self._config.metadata_max_age_ms / 1000
-            self.changed.notify_all()
-
-    def _learn(self, topics: tuple[str, ...] | None, found: list[TopicMetadata]) -> None:
-        subscription = self._subscription
-        if topics is not None:
-            before = subscription.assignment
-            there = [
-                TopicPartition(each.topic, number) for each in found for number in range(each.partitions)
-            ]
-            # A topic that is gone keeps its partitions, so that the next poll says so.
-            names = {each.topic for each in found}
-            gone = [tp for tp in before if tp.topic in topics and tp.topic not in names]
-            wanted = [tp for tp in there if tp.topic in topics]
-            # A partition added to a topic that is read already begins at its start: nothing of it was seen.
-            begun = {tp.topic for tp in before}
-            subscription.assign(
-                [*gone, *(tp for tp in wanted if tp in before or tp.topic in begun)], EARLIEST
-            )
-            subscription.assign([*gone, *wanted])
-            missing = [name for name in topics if name not in names and name not in begun]
-            if missing:
-                raise UnknownTopicOrPartitionError(
-                    f"There is no topic {missing[0]!r}.", details={"topic": missing[0]}
-                )
-        subscription.learn({each.topic: (each.topic_id, each.partitions) for each in found})
-
-    async def _look_positions_up(self) -> bool:
-        assert self._connection is not None
-        with self._lock:
-            request = self._subscription.pending_resets(round(time.time() * 1000))
-            if request is None:
-                return False
-        call = self._calls.list_offsets(request.topic_ids, request.partitions, request.specs)
-        try:
-            rows = await self._connection.run(call, timeout_s=self._timeout_s)
-            rows = [
-                await resolved(
-                    self._connection.run,
-                    self._calls.schema,
-                    request.topic_ids[row.idx - 1],
-                    request.partitions[row.idx - 1],
-                    row,
-                )
-                for row in rows
-            ]
-        except UnknownTopicOrPartitionError:
-            with self._lock:
-                self._subscription.needs_metadata = True
-            return True
-        with self._lock:
-            self._subscription.offsets_listed(request, rows)
-            self.changed.notify_all()
-        return True
-
     async def _fetch(self) -> None:
         assert self._connection is not None
         assert self._waiting is not None
+        if self.replica is not None and self.replica.serving:
+            await self._stand_by(self.replica)
+            return
         if self.throttle.left(time.monotonic()) > 0:
             await self._keep_to_quota()
             return
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
-            if self._subscription.reads_files:
-                self._files.wake()
-            self._tell()  # of errors that were found on the way here, such as a missing reset policy
+            self.mind_files()
         if request is None:
             await self._park()
             return
@@ -415,14 +282,9 @@ class Fetcher:
         self._throttled(rows.throttle_ms)
         now = time.monotonic()
         with self._lock:
-            self.tally.fetched(rows, now - began)
-            found = self._subscription.fetched(request, rows, follower=self._follower)
+            found = self.fetched(request, rows, now - began, self._waiting.pace, follower=self._follower)
             behind = self._subscription.behind(request)
-            self._tell()
-            files = self._subscription.reads_files
-            self._is_caught_up(not found and not files)
-            if files:
-                self._files.wake()
+            pending = self._subscription.pending(request) and not self._follower
         drained, self._waiting.brought = self._waiting.brought, False
         if found:
             if not drained:
@@ -431,6 +293,9 @@ class Fetcher:
                 if self._waiting.outbox.seated and await self._waiting.drain_is_due():
                     await self._waiting.outbox.look()
                 return
+        if pending:
+            await self._have_sealed(request.topic_ids)
+            return
         # Whoever has appended since that look wakes us, if we had announced ourselves before it.
         pause = self._waiting.pace.pause(now, now - began)
         if pause.way is Way.PAUSE:
@@ -438,6 +303,81 @@ class Fetcher:
             await self._pause_and_drain(pause.seconds, request.topic_ids)
         elif not await self._waiting.announced(request.topic_ids):
             await self._sleep_and_drain(pause.seconds, request.topic_ids)
+
+    def fetched(
+        self, request: FetchRequest, rows: Fetched, seconds: float, pace: Pace, *, follower: bool
+    ) -> bool:
+        """``rows`` were fetched, here or from a follower; whether they brought records.  The lock must be
+        held.
+        """
+        self.tally.fetched(rows, seconds)
+        found = self._subscription.fetched(request, rows, follower=follower)
+        soon = pace.hastens and self._subscription.pending(request)
+        self._is_caught_up(not found and not soon and not self._subscription.reads_files)
+        self.mind_files()
+        return found
+
+    def mind_files(self) -> None:
+        """Have files read if it is their turn, and tell the user's side what there is (errors that were found
+        on the way, too).  The lock must be held.
+        """
+        if self._subscription.reads_files:
+            self._files.wake()
+        self._tell()
+
+    async def _have_sealed(self, topic_ids: Sequence[int]) -> None:
+        """There are records that may not be read yet: find out what is replicated by now, and look soon."""
+        assert self._connection is not None
+        assert self._waiting is not None
+        if not self._connection.access.read_only:
+            await self._connection.run(self._calls.seal(), timeout_s=self._timeout_s)
+        await self._pause_and_drain(self._waiting.pace.hasten().seconds, topic_ids)
+
+    async def _stand_by(self, replica: ReplicaReads) -> None:
+        """A follower is read from: what transactions stage is drained here, and when nothing has come for a
+        while, who appends tells us, and we tell the one that reads.
+        """
+        assert self._waiting is not None
+        with self._lock:
+            topic_ids = self._subscription.topic_ids()
+            due = min(IDLE_S, max(0.0, self._metadata_due - time.monotonic()))
+        if not topic_ids or not replica.quiet or not self._waiting.pace.woken:
+            await self._waiting.not_waiting()
+            await self._pause_and_drain(min(due, LONGEST_S), topic_ids)
+            return
+        if not await self._waiting.announced(topic_ids):
+            await self._sleep_and_drain(min(due, UNDISTURBED_S), topic_ids)
+        with self._lock:
+            replica.wake()
+
+    def take_over(self, questions: Iterable[Question[Any]]) -> None:
+        """A follower was asked, and does not answer any more.  The lock must be held."""
+        self._questions.extend(questions)
+
+    def post_to_reader(self, call: Call[T]) -> Question[T]:
+        """:meth:`post` to the server that records are read from."""
+        with self._lock:
+            asked = None if self.replica is None else self.replica.post(call)
+            return self.post(call) if asked is None else asked
+
+    def seal_soon(self) -> None:
+        """Have the leader find out what is replicated, if nobody has asked it to already."""
+        with self._lock:
+            if (self._sealing is None or self._sealing.done) and not self._follower:
+                self._sealing = self.post(self._calls.seal())
+
+    @property
+    def reads_from(self) -> str | None:
+        """The server that records are read from."""
+        with self._lock:
+            if self.replica is not None and self.replica.serving:
+                return self.replica.where
+            return None if self._connection is None else self._connection.dsn_for_display
+
+    def nothing_to_fetch(self) -> None:
+        """Nothing is to be done until the user's side changes something.  The lock must be held."""
+        self.parked = True
+        self._is_caught_up(not self._subscription.reads_files)
 
     def _throttled(self, throttle_ms: int) -> None:
         """An answer said how long to wait, by the quota; 0: not at all."""
@@ -552,8 +492,7 @@ class Fetcher:
         with self._lock:
             if self._attention or self.closing or self._subscription.has_room:
                 return
-            self.parked = True
-            self._is_caught_up(not self._subscription.reads_files)
+            self.nothing_to_fetch()
             due = self._metadata_due - time.monotonic() if self._subscription.topics() else IDLE_S
             if not self._waiting.outbox.seated:
                 await self._work.wait(min(IDLE_S, due))

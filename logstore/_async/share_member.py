@@ -63,6 +63,10 @@ class Member:
         """The answer to an acquire was lost: the server may think that we have records we do not know of."""
         self._lock_s = 0.0
         self._due_s: float | None = None
+        self._seals = False
+        """Records may be acquired only once followers have them."""
+        self._stirred = True
+        """Somebody has appended, or may have."""
         self._looked_s = 0.0
         self.tally = FetchTally()
         self.throttle = Throttle()
@@ -80,6 +84,7 @@ class Member:
             await self.disconnect()
             connection, info = await self._session.open()
             self._connection = connection
+            self._seals = info.replicated and not connection.access.read_only
             self._waiting = Waiting(
                 connection,
                 self._calls,
@@ -185,6 +190,7 @@ class Member:
         self._looked_s = now - asked
         if not answer.ranges:
             return []
+        self._stirred = True
         if self._waiting is not None:
             self._waiting.pace.found(now)
         deadline = asked + self._lock_s
@@ -342,7 +348,14 @@ class Member:
         """After an acquire that brought nothing: until there may be something, or ``longest_s`` is over."""
         assert self._waiting is not None
         now = time.monotonic()
-        pause = self._waiting.pace.pause(now, self._looked_s)
+        pace = self._waiting.pace
+        hasty = self._stirred and self._seals and pace.hastens and self.throttle.left(now) <= 0
+        # Whoever appends wakes us before it may be read.
+        if hasty and (await connection.run(self._calls.seal(), timeout_s=self._timeout_s)).pending:
+            await connection.wait_notify(min(pace.hasten().seconds, longest_s))
+            return
+        self._stirred = False
+        pause = pace.pause(now, self._looked_s)
         seconds = min(pause.seconds, longest_s)
         if self.throttle.left(now) > 0:
             await self._waiting.not_waiting()
@@ -351,10 +364,13 @@ class Member:
         if self._due_s is not None:
             seconds = min(seconds, max(self._due_s, 0.0))
         if pause.way is Way.WAKE and await self._waiting.announced(self._topic_ids):
+            self._stirred = True
             return
         if pause.way is not Way.WAKE:
             await connection.wait_notify(seconds)
-        elif await self._waiting.sleep(seconds) and self._waiting.outbox.due_in(time.monotonic()) <= 0:
+        elif not await self._waiting.sleep(seconds):
+            self._stirred = True
+        elif self._waiting.outbox.due_in(time.monotonic()) <= 0:
             drained = await self._waiting.outbox.look()
             # Acquiring and draining take turns, so that both together are less than one query a second.
             if seconds == pause.seconds and set(self._topic_ids).isdisjoint(drained):

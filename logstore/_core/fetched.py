@@ -39,14 +39,17 @@ class Deserializers(NamedTuple):
 class FetchedBatch:
     """One batch of one partition and how far into it the reader has come."""
 
-    __slots__ = ("_headers", "_index", "_row", "base_offset", "size", "tp")
+    __slots__ = ("_before", "_headers", "_index", "_row", "base_offset", "size", "tp")
 
-    def __init__(self, tp: TopicPartition, row: FetchRow, offset: int) -> None:
-        """``offset``: records below it are not wanted (a batch may begin before the position)."""
+    def __init__(self, tp: TopicPartition, row: FetchRow, offset: int, before: int | None = None) -> None:
+        """``offset``: records below it are not wanted (a batch may begin before the position); ``before``:
+        the leader epoch of what comes before the batch.
+        """
         assert row.base_offset is not None
         self.tp = tp
         self.base_offset = row.base_offset
         self._row = row
+        self._before = before
         behind = offset - row.base_offset
         deltas = row.offset_deltas
         self._index = (
@@ -71,6 +74,11 @@ class FetchedBatch:
         if index >= row.record_count:
             return row.last_offset + 1
         return self.base_offset + (index if row.offset_deltas is None else row.offset_deltas[index])
+
+    @property
+    def epoch_before(self) -> int | None:
+        """The leader epoch of the offset before the next record's; None: not known."""
+        return self._before if self.next_offset == self.base_offset else self._row.leader_epoch
 
     def take(self, count: int, deserializers: Deserializers) -> list[ConsumerRecord]:
         """The next records, ``count`` at most.
@@ -145,13 +153,17 @@ class FetchedBatch:
 class DecodedBatch:
     """Records that were handed to an iteration, which left them before it came to them."""
 
-    __slots__ = ("_index", "_next_offset", "_records", "size", "tp")
+    __slots__ = ("_before", "_index", "_next_offset", "_records", "size", "tp")
 
-    def __init__(self, tp: TopicPartition, records: list[ConsumerRecord], next_offset: int) -> None:
+    def __init__(
+        self, tp: TopicPartition, records: list[ConsumerRecord], next_offset: int, before: int | None
+    ) -> None:
+        """``before``: the leader epoch of what comes before them."""
         self.tp = tp
         self._records = records
         self._index = 0
         self._next_offset = next_offset
+        self._before = before
         self.size = 0
 
     @property
@@ -161,6 +173,10 @@ class DecodedBatch:
     @property
     def next_offset(self) -> int:
         return self._records[self._index].offset if self.remaining else self._next_offset
+
+    @property
+    def epoch_before(self) -> int | None:
+        return self._records[self._index - 1].leader_epoch if self._index else self._before
 
     def take(self, count: int, deserializers: Deserializers) -> list[ConsumerRecord]:
         taken = self._records[self._index : self._index + count]
@@ -204,8 +220,9 @@ class HandedOut:
 
     def take_back(self) -> DecodedBatch | None:
         """Ends the iteration; what it had not come to yet, if anything."""
+        epoch = self.epoch
         rest = list(self.iterator)
-        return DecodedBatch(self.tp, rest, self._next_offset) if rest else None
+        return DecodedBatch(self.tp, rest, self._next_offset, epoch) if rest else None
 
 
 def _bytes_in(parts: Sequence[bytes | None] | None) -> int:

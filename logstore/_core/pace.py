@@ -21,6 +21,8 @@ QUICK_S: Final = 0.002
 SHORTEST_S: Final = 0.005
 """The first pause of a reader that nobody wakes; it doubles up to the longest."""
 LONGEST_S: Final = 1.0
+HASTE_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""The pauses of a reader that waits for what is there to become safe."""
 UNDISTURBED_S: Final = 1.05
 """A reader that is woken looks by itself this often: less than one query a second, whatever a query takes."""
 
@@ -47,11 +49,33 @@ class Pace:
         self._woken = woken
         self._found = self._found_before = float("-inf")
         self._next_s = SHORTEST_S
+        self._hastened = 0
+
+    @property
+    def woken(self) -> bool:
+        """The server can wake this reader."""
+        return self._woken
 
     def found(self, now: float) -> None:
         """A look brought records."""
         self._found_before, self._found = self._found, now
         self._next_s = SHORTEST_S
+        self._hastened = 0
+
+    def hasten(self) -> Pause:
+        """A look has shown records that are not safe yet: how to wait for the next one.
+
+        It should be a matter of milliseconds; where it is not, because too few followers answer, looks become
+        as rare as ten in a second.
+        """
+        seconds = HASTE_S[min(self._hastened, len(HASTE_S) - 1)]
+        self._hastened += 1
+        return Pause(Way.PAUSE, seconds)
+
+    @property
+    def hastens(self) -> bool:
+        """What is not safe yet may be, any moment."""
+        return self._hastened < len(HASTE_S)
 
     def pause(self, now: float, look_s: float = 0.0) -> Pause:
         """A look brought nothing: how to wait for the next one.
@@ -59,6 +83,7 @@ class Pace:
         ``look_s`` is what that look took: a reader of very many partitions, whose looks take long, waits as
         long, so that it does not keep the server busy with looking.
         """
+        self._hastened = 0
         if self._woken:
             if now - self._found_before <= BUSY_S:
                 shortest = look_s / 4 if look_s <= QUICK_S else look_s

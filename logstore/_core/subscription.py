@@ -16,15 +16,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from logstore._core.calls import EARLIEST, LATEST, FetchRow, ListedOffset
+from logstore._core.calls import EARLIEST, FetchRow
 from logstore._core.fetched import DecodedBatch, Deserializers, FetchedBatch, HandedOut
+from logstore._core.histories import Histories
 from logstore._core.partition_state import READ_AHEAD, PartitionState, gone, missing
 from logstore._core.reset import ResetPolicy
+from logstore._core.resets import OffsetsRequest, Resets
 from logstore.errors import (
     IllegalStateError,
     InvalidArgumentError,
     LogstoreError,
-    NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
 from logstore.records import ConsumerRecord, OffsetAndMetadata, TopicPartition
@@ -41,16 +42,7 @@ class FetchRequest(NamedTuple):
     offsets: Sequence[int]
 
 
-class OffsetsRequest(NamedTuple):
-    """Partitions without a position, and what to ask ``list_offsets`` for."""
-
-    states: Sequence[PartitionState]
-    topic_ids: Sequence[int]
-    partitions: Sequence[int]
-    specs: Sequence[int]
-
-
-class Subscription:
+class Subscription(Histories, Resets):
     """The state of one consumer.
 
     ``max_buffered`` is the number of bytes of keys and values above which nothing more is fetched ahead.
@@ -96,6 +88,10 @@ class Subscription:
         """The topics that are read, without the paused partitions; ascending."""
         return sorted({s.topic_id for s in self._states.values() if s.topic_id is not None and not s.paused})
 
+    def topic_id(self, tp: TopicPartition) -> int | None:
+        """The id of the topic of ``tp``, which has to be assigned; None: not known yet."""
+        return self._state(tp).topic_id
+
     def topics(self) -> set[str]:
         """The topics of the assigned partitions."""
         return {tp.topic for tp in self._states}
@@ -123,13 +119,16 @@ class Subscription:
         """The partitions that :meth:`anchor` has to be called for."""
         return [tp for tp, state in self._states.items() if state.awaiting]
 
-    def anchor(self, committed: Mapping[TopicPartition, int | None]) -> None:
-        """Begin at these offsets, or (None) where the reset policy says, unless a seek has said otherwise."""
-        for tp, offset in committed.items():
+    def anchor(self, committed: Mapping[TopicPartition, tuple[int | None, int | None]]) -> None:
+        """Begin at these offsets, or (None) where the reset policy says, unless a seek has said otherwise;
+        each with the leader epoch of what comes before it, if that is known.
+        """
+        for tp, (offset, epoch) in committed.items():
             state = self._states.get(tp)
             if state is not None and state.awaiting:
                 state.awaiting = False
                 state.fetch_offset = offset
+                state.begin_after(None if offset is None else epoch)
 
     def learn(self, topics: Mapping[str, tuple[int, int]]) -> None:
         """What the metadata says: for each topic that exists its id and its number of partitions."""
@@ -171,6 +170,16 @@ class Subscription:
         self._take_back()
         self._buffered -= state.move(offset)
 
+    def go_back(self, tp: TopicPartition, offset: int) -> None:
+        """What was taken last of ``tp``, from ``offset`` on, is to come again."""
+        state = self._state(tp)
+        place, doubted = state.taken_from, state.doubted
+        self.seek(tp, offset)
+        if place is not None and place[0] <= offset:
+            state.fetch_offset = place[0]
+            state.begin_after(place[1])
+            state.doubted = doubted and place[1] is not None
+
     def seek_to(self, tps: Iterable[TopicPartition], spec: int) -> None:
         """The next record of each is what ``spec`` (of ``list_offsets``) says when it is asked for; none:
         all.
@@ -202,9 +211,9 @@ class Subscription:
 
     def _epoch(self, tp: TopicPartition) -> int | None:
         handed_out = self._handed_out
-        if handed_out is not None and handed_out.tp == tp:
+        if handed_out is not None and handed_out.tp == tp and handed_out.left:
             return handed_out.epoch
-        return self._states[tp].epoch
+        return self._states[tp].position_epoch
 
     @property
     def progress(self) -> object:
@@ -236,57 +245,6 @@ class Subscription:
     def paused(self) -> frozenset[TopicPartition]:
         return frozenset(tp for tp, state in self._states.items() if state.paused)
 
-    # -- resets --------------------------------------------------------------------------------------------
-
-    def pending_resets(self, now_ms: int) -> OffsetsRequest | None:
-        """The partitions whose position has to be looked up; None: there are none.
-
-        ``now_ms``: milliseconds since the epoch.  A partition without a reset policy gets its error here.
-        """
-        states: list[PartitionState] = []
-        specs: list[int] = []
-        for state in self._states.values():
-            if state.fetch_offset is not None or state.stopped or state.topic_id is None:
-                continue
-            if state.awaiting:
-                continue
-            spec = self._policy.spec(now_ms) if state.reset is None else state.reset
-            if spec is None:
-                self._fail(
-                    state,
-                    NoOffsetForPartitionError(
-                        f"There is no position for partition {state.tp.partition} of topic "
-                        f'{state.tp.topic!r}, and auto_offset_reset is "none".',
-                        details={"topic": state.tp.topic, "partition": state.tp.partition},
-                    ),
-                )
-                continue
-            state.reset = spec
-            states.append(state)
-            specs.append(spec)
-        if not states:
-            return None
-        return OffsetsRequest(states, _ids(states), [state.tp.partition for state in states], specs)
-
-    def offsets_listed(self, request: OffsetsRequest, rows: Sequence[ListedOffset]) -> None:
-        """The answer to :meth:`pending_resets`."""
-        for row in rows:
-            state, spec = request.states[row.idx - 1], request.specs[row.idx - 1]
-            if state.fetch_offset is not None or state.reset != spec:
-                continue  # a seek has overtaken the question
-            if row.offset is None:
-                state.reset = LATEST  # no record is that young: begin with the next one
-            else:
-                state.fetch_offset = row.offset
-                state.reset = None
-
-    @property
-    def positioned(self) -> bool:
-        """Every partition has a position, or an error that says why not."""
-        return not self.needs_metadata and all(
-            state.fetch_offset is not None or state.stopped for state in self._states.values()
-        )
-
     # -- fetching ------------------------------------------------------------------------------------------
 
     def next_fetch(self) -> FetchRequest | None:
@@ -310,15 +268,22 @@ class Subscription:
         one that is out of range.
         """
         wanted: dict[int, PartitionState] = {}
+        read: set[int] = set()
         begun: set[int] = set()
         for row in rows:
             idx = row.idx
             if row.base_offset is None:
                 state = self._current(request, idx - 1)
-                if state is not None and self._watermarks(state, row, follower):
+                if state is not None and not state.doubted and self._watermarks(state, row, follower):
                     wanted[idx] = state
-            elif idx in wanted and self._batch(wanted[idx], row, idx not in begun):
-                begun.add(idx)
+            elif idx in wanted:
+                state = wanted[idx]
+                if idx not in read and state.goes_on_under(row.leader_epoch):
+                    del wanted[idx]
+                    continue
+                read.add(idx)  # what one answer holds is of one log
+                if self._batch(state, row, idx not in begun):
+                    begun.add(idx)
         return bool(begun)
 
     @property
@@ -344,6 +309,8 @@ class Subscription:
         begun = False
         for row in rows:
             begun = self._batch(state, row, not begun) or begun
+        if rows and not rows[-1].record_count:
+            state.begin_after(None)  # nothing was left in the file: its epoch is not known
         state.remote = bool(rows)
 
     def file_failed(self, request: FetchRequest, error: LogstoreError) -> None:
@@ -353,13 +320,17 @@ class Subscription:
             self._fail(state, error)
 
     def behind(self, request: FetchRequest) -> bool:
-        """Whether the log goes on after what ``request`` has brought."""
+        """Whether there is more to read after what ``request`` has brought."""
         return any(
             state.fetch_offset is not None
             and state.high_watermark is not None
             and state.fetch_offset < state.high_watermark
             for state in request.states
         )
+
+    def pending(self, request: FetchRequest) -> bool:
+        """Whether the log goes on after what may be read of it."""
+        return any((state.log_end or 0) > (state.high_watermark or 0) for state in request.states)
 
     def _current(self, request: FetchRequest, ordinal: int) -> PartitionState | None:
         """The state that was asked for, unless it has been moved or unassigned since."""
@@ -373,21 +344,26 @@ class Subscription:
         assert offset is not None
         if row.log_start is None or row.high_watermark is None:
             self.needs_metadata = True
-            self._fail(state, gone(state.tp))
+            if not follower:  # which may not have heard of it yet: the leader is asked
+                self._fail(state, gone(state.tp))
             return False
         state.log_start = row.log_start
         state.high_watermark = row.high_watermark
+        state.log_end = end = row.high_watermark if row.log_end is None else row.log_end
         if row.log_start <= offset <= row.high_watermark:
             state.remote = row.local_start is not None and offset < row.local_start
             return not state.remote
-        if follower and offset > row.high_watermark:
+        if row.high_watermark < offset <= end or (follower and offset > end):
+            return False  # it is not safe, or not there, yet
+        if offset > end and state.fetch_epoch is not None:
+            state.doubted = True
             return False
         if self._policy.spec(0) is None:
             self._fail(
                 state,
                 OffsetOutOfRangeError(
                     f"Offset {offset} of partition {state.tp.partition} of topic {state.tp.topic!r} is "
-                    f"not in the log, which goes from {row.log_start} to {row.high_watermark}.",
+                    f"not in the log, which goes from {row.log_start} to {end}.",
                     advice='seek() into this range, or set auto_offset_reset to "earliest" or "latest".',
                     details={
                         "topic": state.tp.topic,
@@ -403,6 +379,7 @@ class Subscription:
             # counts.
             state.fetch_offset = None
             state.reset = None
+            state.begin_after(None)
         return False
 
     def _batch(self, state: PartitionState, row: FetchRow, first: bool) -> bool:
@@ -414,8 +391,10 @@ class Subscription:
         end = row.last_offset + 1
         if end <= offset:
             return False
-        batch = FetchedBatch(state.tp, row, offset)
+        batch = FetchedBatch(state.tp, row, offset, state.fetch_epoch)
         state.fetch_offset = end
+        if row.leader_epoch != state.fetch_epoch:
+            state.fetch_epoch, state.epoch_since = row.leader_epoch, max(row.base_offset or 0, offset)
         if not batch.remaining:
             return False  # compaction has left nothing there
         if first:
@@ -488,7 +467,7 @@ class Subscription:
         """
         self._take_back()
         for state in self._turns():
-            epoch = state.epoch
+            epoch = state.position_epoch
             records = self._take_from(state, count)
             position = state.position
             if records and position is not None:
@@ -505,7 +484,8 @@ class Subscription:
         for _ in range(len(self._queue)):
             state = self._queue.popleft()
             state.ready = False
-            if state.paused and self._has_something(state):
+            waits = state.paused or (state.doubted and state.error is None)
+            if waits and self._has_something(state):
                 self._enqueue(state)
             elif self._has_something(state):
                 yield state
@@ -513,6 +493,8 @@ class Subscription:
     def _take_from(self, state: PartitionState, count: int) -> list[ConsumerRecord]:
         records: list[ConsumerRecord] = []
         batches = state.batches
+        if batches:
+            state.taken_from = (batches[0].next_offset, batches[0].epoch_before)
         try:
             if not batches and state.error is not None:
                 raise self._take_error(state)
@@ -525,7 +507,6 @@ class Subscription:
                         break  # raised by the next call, when nothing comes before it
                     raise
                 records = records + taken if records else taken
-                state.epoch = taken[-1].leader_epoch if taken else state.epoch
                 if not batch.remaining:
                     batches.popleft()
                     self._used_up(state, batch)
@@ -551,11 +532,9 @@ class Subscription:
 
     def _take_back(self) -> None:
         handed_out, self._handed_out = self._handed_out, None
-        epoch = handed_out.epoch if handed_out is not None else None
         rest = handed_out.take_back() if handed_out is not None else None
         state = self._states.get(rest.tp) if rest is not None else None
-        if handed_out is not None and rest is not None and state is not None:
-            state.epoch = epoch
+        if rest is not None and state is not None:
             state.batches.appendleft(rest)
             self._enqueue(state)
 
@@ -567,6 +546,7 @@ def _wants(state: PartitionState) -> bool:
         and state.topic_id is not None
         and not state.paused
         and not state.stopped
+        and not state.doubted
         and len(state.fetches) < READ_AHEAD
     )
 

@@ -344,7 +344,7 @@ class ConsumerTransaction:
             assigned = consumer._subscription.assignment
             for tp, offset in self._first.items():
                 if tp in assigned:
-                    consumer._subscription.seek(tp, offset)
+                    consumer._subscription.go_back(tp, offset)
             consumer._fetcher.disturb()
         self._turn_over()
 

@@ -22,6 +22,7 @@ from logstore._sync.apart import Bell, settle, settle_soon
 from logstore._sync.concurrency import Lock
 from logstore._sync.fetcher import Fetcher
 from logstore._sync.heart import Heart
+from logstore._sync.questions import Question
 from logstore._sync.session import Session
 from logstore.consumer_config import ConsumerConfig
 from logstore.errors import (
@@ -83,6 +84,7 @@ class Group:
         self._unanchored: set[TopicPartition] = set()
         self._commit_due = 0.0
         self._posted: list[tuple[Any, Offsets, CommitCallback | None]] = []
+        self._soon: Question[Any] | None = None
         self._membership = Membership(
             session_timeout_s=config.session_timeout_ms / 1000,
             heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
@@ -235,7 +237,7 @@ class Group:
             self._look_committed_up()
             self._anchor()
             if self._auto_commit and not self.at_most_once and now >= self._commit_due:
-                self._commit_quietly()
+                self._commit_soon()
         finally:
             self._attending = False
 
@@ -276,7 +278,9 @@ class Group:
             self._membership.take_up(claims)
         with self._lock:
             self._subscription.assign([*self._subscription.assignment, *claims], awaiting=True)
-            self._subscription.anchor({tp: claim.committed for tp, claim in claims.items()})
+            self._subscription.anchor(
+                {tp: (claim.committed, claim.leader_epoch) for tp, claim in claims.items()}
+            )
             self._note({tp: claim.committed for tp, claim in claims.items()})
             self._fetcher.disturb()
         if self._listener is not None:
@@ -315,7 +319,12 @@ class Group:
             found = self.committed(wanted)
             offsets = {tp: None if each is None else each.offset for tp, each in found.items()}
             with self._lock:
-                self._subscription.anchor(offsets)
+                self._subscription.anchor(
+                    {
+                        tp: (None, None) if each is None else (each.offset, each.leader_epoch)
+                        for tp, each in found.items()
+                    }
+                )
                 self._note(offsets)
                 self._fetcher.disturb()
 
@@ -343,7 +352,7 @@ class Group:
             with self._lock:
                 for tp in records:
                     if tp in self._subscription.assignment:
-                        self._subscription.seek(tp, records[tp][0].offset)
+                        self._subscription.go_back(tp, records[tp][0].offset)
             if isinstance(error, CommitFailedError):
                 with self.heart.lock:
                     self._membership.woken(News.TARGETS, time.monotonic())
@@ -419,16 +428,47 @@ class Group:
                     self._membership.fall_silent(time.monotonic())
             self.heart.stop(CLOSE_S)
 
+    def _commit_soon(self) -> None:
+        """:meth:`_commit_quietly`; while a follower is read from, nobody waits for the leader."""
+        replica = self._fetcher.replica
+        if replica is None or not replica.serving:
+            self._commit_quietly()
+        elif self._soon is None or self._soon.done:
+            self._commit_due = time.monotonic() + self._config.auto_commit_interval_ms / 1000
+            wanted = self._uncommitted()
+            with self.heart.lock:
+                held = dict(self._membership.held)
+            known = {tp.topic: claim.topic_id for tp, claim in held.items()}
+            if not self.subscribed:
+                with self._lock:
+                    ids = {tp: self._subscription.topic_id(tp) for tp in wanted}
+                known = {tp.topic: topic_id for tp, topic_id in ids.items() if topic_id is not None}
+                wanted = {tp: each for tp, each in wanted.items() if tp.topic in known}
+            if wanted:
+                self._soon = self._fetcher.post(self._commit_call(wanted, known))
+                self._posted.append((self._soon, wanted, None))
+
+    def _uncommitted(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The positions of what this member may commit, where they have changed."""
+        with self._lock:
+            known = self._subscription.committable()
+        with self.heart.lock:
+            held = set(self._membership.held)
+        return {
+            tp: each
+            for tp, each in known.items()
+            if self._committed.get(tp) != each.offset and (not self.subscribed or tp in held)
+        }
+
     def _commit_quietly(self, positions: Offsets | None = None, timeout_s: float | None = None) -> None:
         """Commit what has changed; what goes wrong is logged, and tried again with the next commit."""
         self._commit_due = time.monotonic() + self._config.auto_commit_interval_ms / 1000
         if positions is None:
-            with self._lock:
-                known = self._subscription.committable()
-            positions = {tp: each for tp, each in known.items() if self._committed.get(tp) != each.offset}
-        with self.heart.lock:
-            held = self._membership.held
-            wanted = {tp: each for tp, each in positions.items() if not self.subscribed or tp in held}
+            wanted = self._uncommitted()
+        else:
+            with self.heart.lock:
+                held = self._membership.held
+                wanted = {tp: each for tp, each in positions.items() if not self.subscribed or tp in held}
         if not wanted:
             return
         try:
@@ -493,8 +533,11 @@ class Group:
         """Call the callbacks of the commits that are done, in order."""
         while self._posted and self._posted[0][0].done:
             question, offsets, callback = self._posted.pop(0)
-            if question.error is None:
+            error = question.error
+            if error is None:
                 self.remember(offsets)
+            elif question is self._soon:
+                _log.warning("Group %s: offsets were not committed: %s", self._group_id, error)
             if callback is not None:
                 callback(offsets, question.error)
 

@@ -1,19 +1,113 @@
 # Generated from logstore/_async/measured.py by tools/unasync.py; edit that file.
-"""The methods of a consumer that say what it has done."""
+"""The methods of a consumer that say what it has done, and how far it may read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from logstore._core.call import Call
+from logstore._core.calls import Calls, Watermarks
+from logstore._core.pace import Pace
+from logstore._core.subscription import Subscription
 from logstore._sync.concurrency import Lock
 from logstore._sync.fetcher import Fetcher
+from logstore.consumer_config import ConsumerConfig
+from logstore.errors import InvalidArgumentError, RequestTimedOutError
+from logstore.records import TopicPartition
 
 __all__ = ["Measured"]
 
+SEAL_S: Final = 0.5
+"""How long the end of the log waits for what is committed to become readable."""
+
 
 class Measured:
+    _calls: Calls
+    _config: ConsumerConfig
     _fetcher: Fetcher
     _lock: Lock
+    _subscription: Subscription
+    _check: Callable[[], None]
+
+    def _ready(self) -> None:
+        raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, by Kafka's names where Kafka has them; times in milliseconds."""
+        """Counters since the start, by Kafka's names where Kafka has them; times in milliseconds.
+
+        With ``read_from``: ``reading-from-follower`` (1, or 0 while the leader is read from),
+        ``replica-lag-ms`` (for how long, at least, the follower has lacked something that the leader has),
+        ``replica-fetch-total`` and ``replica-fallback-total`` (how often reading went back to the leader).
+        """
+        fetcher = self._fetcher
         with self._lock:
-            return {**self._fetcher.tally.by_name(), **self._fetcher.throttle.by_name("fetch")}
+            replica = {} if fetcher.replica is None else fetcher.replica.by_name()
+            return {**fetcher.tally.by_name(), **fetcher.throttle.by_name("fetch"), **replica}
+
+    @property
+    def reads_from(self) -> str | None:
+        """The server that records are read from (``db2:5432/orders as alice``); None: no one, now."""
+        return self._fetcher.reads_from
+
+    def wait_for_offset(
+        self, partition: TopicPartition, offset: int, *, timeout_ms: float | None = None
+    ) -> None:
+        """Wait until this consumer can read the record at ``offset``, wherever it reads from.
+
+        For a program that reads what it has written: give it the offset that the producer answered.  It is
+        enough that the record is there and safe; the position stays.  ``timeout_ms``: by default
+        ``request_timeout_ms``.
+
+        Raises RequestTimedOutError, and IllegalStateError when ``partition`` is not assigned.
+        """
+        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+            raise InvalidArgumentError(f"An offset is an integer from 0, not {offset!r}.")
+        self._ready()
+        timeout_ms = self._config.request_timeout_ms if timeout_ms is None else timeout_ms
+        until = monotonic() + timeout_ms / 1000
+        tp = TopicPartition(*partition)
+        pace = Pace(woken=False)
+        while True:
+            (found,) = self._asked_here(tp, until)
+            if found.high_watermark is not None and found.high_watermark > offset:
+                return
+            self._fetcher.seal_soon()
+            with self._lock:
+                self._check()
+                left = until - monotonic()
+                if left <= 0:
+                    raise RequestTimedOutError(
+                        f"The record at offset {offset} of partition {tp.partition} of topic {tp.topic!r} "
+                        f"could not be read after {timeout_ms:g} ms: the high watermark is "
+                        f"{found.high_watermark}.",
+                        details={
+                            "topic": tp.topic,
+                            "partition": tp.partition,
+                            "offset": offset,
+                            "high_watermark": found.high_watermark,
+                        },
+                    )
+                self._fetcher.changed.wait(min(left, pace.hasten().seconds))
+
+    def _asked_here(self, tp: TopicPartition, until: float) -> list[Watermarks]:
+        """The watermark of a partition, as it is where records are read from."""
+        with self._lock:
+            topic_id = self._subscription.topic_id(tp)
+        if topic_id is None:
+            metadata = self._fetcher.ask(self._calls.metadata([tp.topic]), until - monotonic())
+            topic_id = metadata[0].topic_id if metadata else 0
+        call: Call[list[Watermarks]] = self._calls.high_watermarks([topic_id], [tp.partition])
+        question = self._fetcher.post_to_reader(call)
+        with self._lock:
+            while not question.done:
+                self._check()
+                left = until - monotonic()
+                if left <= 0:
+                    raise self._fetcher.timed_out(call.name)
+                self._fetcher.changed.wait(left)
+        if question.error is not None:
+            raise question.error
+        assert question.answer is not None
+        return question.answer

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
+from time import monotonic
 from typing import Final
 
 from logstore._core.calls import Calls, FetchRow
 from logstore._core.fetched import Deserializer, Deserializers, FetchedBatch
+from logstore._core.pace import Pace
 from logstore._core.tier_calls import RemoteFile, TierCalls
 from logstore._core.topic_name import check_topic_name
-from logstore._sync.concurrency import offload
+from logstore._sync.concurrency import offload, sleep
 from logstore._sync.driver import Connection
 from logstore._sync.session import Session
 from logstore.errors import InvalidArgumentError, RemoteFileError, UnknownTopicOrPartitionError
@@ -24,6 +26,8 @@ __all__ = ["read"]
 TIMEOUT_S: Final = 30.0
 CHUNK_BYTES: Final = 8 << 20
 """About how much is read from the server at once."""
+SEAL_S: Final = 0.5
+"""How long what is committed is given to be replicated, so that it may be read."""
 FILES: Final = 50
 """How many files are looked up at once."""
 
@@ -47,7 +51,8 @@ def read(
     As the SQL function ``read``, with its arguments, but files are read as well (see ``docs/tiering.md``):
     from ``from_offset`` to before ``to_offset``, with a timestamp from ``from_time`` to before ``to_time`` (a
     datetime with a time zone, or milliseconds since the epoch), at most ``max_records``.  It ends at the end
-    that each partition has when it comes to it.  Memory is bounded, whatever the size of the log.
+    that each partition has when it comes to it; where followers are waited for, as far as they have it after
+    half a second.  Memory is bounded, whatever the size of the log.
 
     ``dsn``: by default ``LOGSTORE_DSN``, else the embedded server.
 
@@ -64,10 +69,13 @@ def read(
     session = Session(dsn, schema, timeout_s=TIMEOUT_S, application_name="logstore read")
     connection: Connection | None = None
     try:
-        connection, _ = session.open()
+        connection, info = session.open()
+        seals = info.replicated and not info.is_in_recovery and not connection.access.read_only
         numbers = _partitions(connection, session.calls, topic, partition)
         for number in numbers:
             part = _Part(connection, TopicPartition(topic, number), wanted, schema)
+            if seals:
+                part.settle(max_wait_s=SEAL_S)
             while left is None or left > 0:
                 rows = part.next(left)
                 if not rows:
@@ -135,6 +143,20 @@ class _Part:
         self._told: RemoteFile | None = None
         self.first = 0
         """Records below it, in what :meth:`next` has returned, are not wanted."""
+
+    def settle(self, max_wait_s: float) -> None:
+        """Wait until all that is committed now may be read, if it is soon."""
+        pace = Pace(woken=False)
+        until = monotonic() + max_wait_s
+        call = self._calls.read_chunk(*self.tp, 2**62, 2**62, None, None, 1)
+        end: int | None = None
+        while True:
+            (state, *_) = self._connection.run(call, timeout_s=TIMEOUT_S)
+            end = (state.log_end or 0) if end is None else end
+            if (state.high_watermark or 0) >= end or monotonic() > until:
+                return
+            self._connection.run(Calls(self._calls.schema).seal(), timeout_s=TIMEOUT_S)
+            sleep(pace.hasten().seconds)
 
     def next(self, left: int | None) -> list[FetchRow]:
         """Some batches, none of them empty; no batch: that is all."""

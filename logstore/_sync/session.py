@@ -89,6 +89,15 @@ class Session:
             self._roster, self._roster_of = Roster(parameters_of(dsn)), dsn
         return self._open_one_of(self._roster, dsn, timeout_s)
 
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """The servers that the DSN names; none before the first :meth:`open`."""
+        return () if self._roster is None else self._roster.hosts
+
+    def open_host(self, host: Host, timeout_s: float) -> tuple[Connection, ServerInfo]:
+        """A new connection to one of :attr:`hosts`, whatever it is; raises as :meth:`open` does."""
+        return self._open_host(host, "any", self._roster_of, timeout_s)
+
     def _open_one_of(self, roster: Roster, dsn: str, timeout_s: float) -> tuple[Connection, ServerInfo]:
         if not roster.several:
             return self._open_host(roster.hosts[0], "any", dsn, timeout_s)
