@@ -32,6 +32,7 @@ import pytest
 from tests.support import servers
 from tests.support.colours import Asyncio, Threads
 from tests.support.pgbouncer import pgbouncer
+from tests.support.prestarted import prestarted
 from tests.support.servers import Server
 
 POSTGRES15 = Path("/usr/lib/postgresql/15/bin")
@@ -132,6 +133,13 @@ def no_handler_outlives_its_test() -> Iterator[None]:
 def long_version(pytestconfig: pytest.Config) -> bool:
     """More rounds than `make test` has time for are wanted."""
     return bool(pytestconfig.getoption("everything"))
+
+
+@pytest.fixture(scope="session")
+def command() -> Iterator[Path]:
+    """A directory with a ``logstore`` in it that takes no time to start; for the front of PATH."""
+    with prestarted() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-import asyncpg
-
 from logstore._core.dsn import asyncpg_arguments, certificate_refused, connect_error
 from logstore.errors import CertificateError, LogstoreError
 
@@ -46,6 +44,9 @@ def diagnosed(where: str, parameters: Mapping[str, Any], *, used_password: bool)
 
 
 async def _error(where: str, parameters: Mapping[str, Any]) -> LogstoreError | None:
+    # Rarely needed, and a tenth of what a process with one client takes to start.
+    import asyncpg
+
     try:
         connection = await asyncpg.connect(
             **asyncpg_arguments(parameters), timeout=_TIMEOUT_S, statement_cache_size=0

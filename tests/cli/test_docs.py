@@ -53,16 +53,18 @@ EXAMPLES.sort(
 )
 
 
-def environment(dsn: str, home: Path) -> dict[str, str]:
+def environment(command: Path, dsn: str, home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOGSTORE_", "PG"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    path = os.pathsep.join([str(command), str(Path(sys.executable).parent), kept["PATH"]])
     return {**kept, "PATH": path, "LOGSTORE_DSN": dsn, "LOGSTORE_HOME": str(home / "log"), "HOME": str(home)}
 
 
-@pytest.mark.timeout(300)  # a process for each of a hundred commands
+@pytest.mark.timeout(300)
 @pytest.mark.long
-def test_every_example_of_the_page_prints_what_the_page_says(database: str, tmp_path: Path) -> None:
-    story = Story(PAGE, tmp_path, environment(database, tmp_path), database)
+def test_every_example_of_the_page_prints_what_the_page_says(
+    database: str, command: Path, tmp_path: Path
+) -> None:
+    story = Story(PAGE, tmp_path, environment(command, database, tmp_path), database)
     executed = [
         block for block in blocks(PAGE.read_text()) if block.language in EXECUTED and not block.not_run
     ]
@@ -87,7 +89,9 @@ def test_the_examples_that_are_not_run_are_still_there() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.long
-def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_of_a_help_runs(
+    cli: Cli, command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     cli("topic", "create", "orders", "--partitions", "3")
     for partition in range(3):
@@ -103,14 +107,14 @@ def test_every_example_of_a_help_runs(cli: Cli, tmp_path: Path, monkeypatch: pyt
     Path("report.sql").write_text("SELECT count(*) FROM records")
     Path(".config/fish/completions").mkdir(parents=True)
     for example in EXAMPLES:
-        command = adapted(example)
-        words = shlex.split(command, comments=True)
-        if words[0] == "logstore" and not {"|", ">", ";"} & set(command):
+        text = adapted(example)
+        words = shlex.split(text, comments=True)
+        if words[0] == "logstore" and not {"|", ">", ";"} & set(text):
             assert "error" not in cli(*words[1:]).err, example
             continue
         answer = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command],
-            env=environment(cli.dsn, tmp_path),
+            ["bash", "-o", "pipefail", "-c", text],
+            env=environment(command, cli.dsn, tmp_path),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -36,7 +36,10 @@ def test_every_snippet_of_the_page_runs(name: str, request: pytest.FixtureReques
         for variable, value in os.environ.items()
         if not variable.startswith(("LOGSTORE_", "PG"))
     }
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command: Path = request.getfixturevalue("command")
+    environment["PATH"] = os.pathsep.join(
+        [str(command), str(Path(sys.executable).parent), environment["PATH"]]
+    )
     environment["COLUMNS"] = "200"
     environment["LOGSTORE_HOME"] = str(tmp_path / "home")
     dsn: str | None = None
