@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["busy", "describe", "on_memory_file_system"]
+__all__ = ["busy", "describe", "mounted", "on_memory_file_system"]
 
 _SETTINGS = ("fsync", "synchronous_commit", "wal_level", "shared_buffers", "max_wal_size", "full_page_writes")
 
@@ -74,18 +74,29 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def mounted(directory: Path) -> str:
+    """The kind of the file system, and whether it tells the disk of what it deletes as it does so."""
+    kind, options = _mount(directory)
+    return f"{kind}, mounted with discard" if "discard" in options.split(",") else kind
+
+
 def _file_system(directory: Path) -> str:
+    return _mount(directory)[0]
+
+
+def _mount(directory: Path) -> tuple[str, str]:
+    """The kind and the options of the file system that ``directory`` is on."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return "unknown"
-    best, kind = "", "unknown"
+        return "unknown", ""
+    best, found = "", ("unknown", "")
     path = str(directory.resolve())
     for mount in mounts:
-        _, point, name, *_ = mount.split(" ")
+        _, point, kind, options, *_ = mount.split(" ")
         if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, name
-    return kind
+            best, found = point, (kind, options)
+    return found
 
 
 def _fsync_ms(directory: Path, writes: int = 200) -> float:

@@ -43,14 +43,14 @@ begin
     execute format('create table %I (like batches including all)
                     with (%s vacuum_truncate = off, toast.vacuum_truncate = off)', leaf,
                    case when compressed then '' else 'toast_tuple_target = 8160,' end);
-    if compressed then
-        select string_agg(
-            format('alter %1$I set storage extended, alter %1$I set compression lz4', a.attname), ', ')
-        into arrays
-        from pg_catalog.pg_attribute a
-        where a.attrelid = leaf::regclass and a.attnum > 0 and a.attstorage = 'e';
-        execute format('alter table %I %s', leaf, arrays);
-    end if;
+    -- Of an array the planner could learn nothing, but autovacuum would write up to 100 kB of statistics a leaf.
+    select string_agg(format(case when compressed
+        then 'alter %1$I set statistics 0, alter %1$I set storage extended, alter %1$I set compression lz4'
+        else 'alter %1$I set statistics 0' end, a.attname), ', ')
+    into arrays
+    from pg_catalog.pg_attribute a
+    where a.attrelid = leaf::regclass and a.attnum > 0 and a.attstorage = 'e';
+    execute format('alter table %I %s', leaf, arrays);
     execute format('create unique index %I on %I (partition, last_offset)', leaf || '_offset', leaf);
     -- What a producer has appended. An append only ever adds to it.
     execute format('create index %I on %I (partition, producer_id, last_offset) where producer_id is not null',

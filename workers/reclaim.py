@@ -118,12 +118,15 @@ def _segments(
     rested_s = 0.0
     hurried = False
     in_use: list[int] = []
+    timeout_ms = None
     while not stop.is_set():
         step = connection.row("SELECT topic_id, bytes, action, statement FROM {}.next_drop(%s)", in_use)
         if step is None:
             break
         topic_id, size, action, statement = step
-        connection.rows("SELECT set_config('lock_timeout', %s, false)", str(patience[action]))
+        if timeout_ms != patience[action]:
+            timeout_ms = patience[action]
+            connection.rows("SELECT set_config('lock_timeout', %s, false)", str(timeout_ms))
         begun = time.monotonic()
         try:
             connection.apart(statement)

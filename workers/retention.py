@@ -21,6 +21,8 @@ __all__ = ["Retained", "run_once"]
 
 REWRITE_S: Final = 20
 """How long one topic's run writes segments anew."""
+AT_ONCE: Final = 100
+"""How many segments leave the catalog in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,9 @@ def _topic(connection: Connection, topic_id: int, stop: threading.Event) -> list
     more = calls > 1
     while more and not stop.is_set():
         more = bool(connection.value("SELECT more FROM {}.roll_topic(%s)", topic_id))
-    segments = 1
-    while segments and not stop.is_set():
-        answer = connection.row("SELECT segments, bytes FROM {}.drop_expired(%s)", topic_id)
+    segments = AT_ONCE
+    while segments == AT_ONCE and not stop.is_set():
+        answer = connection.row("SELECT segments, bytes FROM {}.drop_expired(%s, %s)", topic_id, AT_ONCE)
         assert answer is not None
         segments, size = answer
         totals[3] += segments

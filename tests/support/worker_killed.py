@@ -99,13 +99,16 @@ def _strike(story: Story, context: ForkServerContext, dsn: str, point: Point, pa
     result = Result(point, struck=False)
     with Proxy(dsn) as proxy:
         worker = context.Process(target=_work, args=(proxy.dsn,), daemon=True)
-        proxy.on_request = _Striker(result, pause_s, lambda: _fall(point.blow, story.server, dsn, worker))
+        striker = _Striker(result, pause_s, lambda: _fall(point.blow, story.server, dsn, worker))
+        proxy.on_request = striker
         worker.start()
         worker.join(PATIENCE_S)
         if worker.exitcode is None:
             result.wrong.append("the worker does not come to an end")
             worker.kill()
             worker.join()
+        if result.struck and not striker.fallen.wait(PATIENCE_S):
+            result.wrong.append("the blow does not come to an end")
         if not result.struck and worker.exitcode != 0:
             result.wrong.append(f"the worker ended with {worker.exitcode}")
     if result.struck:
@@ -139,6 +142,8 @@ class _Striker:
         self._fall = fall
         self._lock = threading.Lock()
         self._requests = 0
+        self.fallen: Final = threading.Event()
+        """The blow, too, is over: a server that was killed is back."""
 
     def __call__(self, data: bytes, send: Callable[[], None]) -> None:
         point = self._result.point
@@ -153,7 +158,10 @@ class _Striker:
         if point.blow is not Blow.BEFORE:
             send()
             time.sleep(self._pause_s)
-        self._fall()
+        try:
+            self._fall()
+        finally:
+            self.fallen.set()
         if point.blow is Blow.BEFORE:
             raise ConnectionAbortedError
 

@@ -82,3 +82,14 @@ def test_a_leaf_that_somebody_has_locked_is_passed_over(session: Session, databa
         other.execute("LOCK TABLE logstore.b_1_0 IN SHARE UPDATE EXCLUSIVE MODE")
         assert statistics.run_once(database).analyzed == ()
     assert statistics.run_once(database).analyzed == ("logstore.b_1_0",)
+
+
+def test_arrays_have_no_statistics(session: Session) -> None:
+    session.execute("SELECT logstore.create_topic('t', 1)")
+    fill(session, "t", 3)
+    session.execute("ANALYZE logstore.b_1_0")  # as autovacuum does
+    columns = {
+        name for (name,) in session.execute("SELECT attname::text FROM pg_stats WHERE tablename = 'b_1_0'")
+    }
+    assert "last_offset" in columns
+    assert not columns & {"keys", "values", "timestamps", "offset_deltas", "header_keys", "header_values"}
