@@ -120,8 +120,12 @@ class ConsumerConfig:
     kept fetched ahead."""
     max_partition_fetch_bytes: int = number(1_048_576, 1)
     """The most that one fetch brings of one partition, unless its first batch alone is larger."""
-    fetch_max_wait_ms: int = number(500, 0)
-    """Accepted for Kafka's sake: a consumer that waits is woken when there are records."""
+    fetch_max_wait_ms: int = number(2_100, 0)
+    """The longest that a consumer which has read everything goes without looking at the log again; in this
+    time it asks the server two things at most.  It is not how long a record waits: where the server can
+    wake the consumer (``wakeup``), it does so when records are committed, and this bounds what a lost wake-up
+    costs.  Where it cannot, the pauses between looks grow to half of this, so a record that comes after a
+    long silence waits so long at most.  (Kafka's default is 500; idle consumers cost less here.)"""
     key_deserializer: Callable[[bytes], Any] | None = any_callable()
     """Turns the bytes of a key into what the record shows.  Never called with None.  None: keys are
     bytes."""
@@ -132,9 +136,8 @@ class ConsumerConfig:
     """Iteration ends when no record has come for this long and there is none; None: never."""
     wakeup: str = one_of("auto", "auto", "notify", "poll")
     """How a consumer that has read everything learns of new records: woken by the server ("notify"), or by
-    looking again, every 5 ms at first and every second in the end ("poll").  "auto": woken where the server
-    can do that,
-    which a follower cannot, nor one behind a pooler."""
+    looking again, every 5 ms at first and ever less often (see ``fetch_max_wait_ms``; "poll").  "auto": woken
+    where the server can do that, which a follower cannot, nor one behind a pooler."""
     read_from: str = one_of("leader", "leader", "follower", "nearest")
     """Which of the hosts that the DSN names records are read from.  "follower": one of those that follow, of
     ``client_rack`` if there is one; "nearest": one of ``client_rack``, else the one with the shortest round

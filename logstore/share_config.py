@@ -76,8 +76,12 @@ class ShareConsumerConfig:
     """The most records that are acquired, and handed out, at a time."""
     fetch_max_bytes: int = number(52_428_800, 1)
     """Roughly the most that is handed out at a time, unless the first record alone is larger."""
-    fetch_max_wait_ms: int = number(500, 0)
-    """Accepted for Kafka's sake: a member that waits is woken when there are records."""
+    fetch_max_wait_ms: int = number(2_100, 0)
+    """The longest that a member which has read everything goes without looking at the log again; in this
+    time it asks the server two things at most.  It is not how long a record waits: where the server can
+    wake the member (``wakeup``), it does so when records are committed, and this bounds what a lost wake-up
+    costs.  Where it cannot, the pauses between looks grow to half of this, so a record that comes after a
+    long silence waits so long at most.  (Kafka's default is 500; idle members cost less here.)"""
     key_deserializer: Callable[[bytes], Any] | None = any_callable()
     """Turns the bytes of a key into what the record shows.  Never called with None.  None: keys are bytes."""
     value_deserializer: Callable[[bytes], Any] | None = any_callable()
@@ -90,7 +94,8 @@ class ShareConsumerConfig:
     """Iteration ends when no record has come for this long; None: never."""
     wakeup: str = one_of("auto", "auto", "notify", "poll")
     """How a member without work learns of new records: woken by the server ("notify"), or by looking again,
-    every 5 ms at first and every second in the end ("poll").  "auto": woken where the server can do that."""
+    every 5 ms at first and ever less often (see ``fetch_max_wait_ms``; "poll").  "auto": woken where the
+    server can do that."""
     request_timeout_ms: int = number(30_000, 1)
     """How long the server may take to accept a connection or to answer."""
     reconnect_backoff_ms: int = number(50, 0)

@@ -88,7 +88,7 @@ class ReplicaReads:
         self._host: Host | None = None
         self._avoid: dict[Host, float] = {}
         self._rest_s = SHORTEST_REST_S
-        self._pace = Pace(woken=False)
+        self._pace = Pace(woken=False, longest_s=config.fetch_max_wait_ms / 2000)
         self._sealing: Question[Sealed] | None = None
         self._look_at = 0.0
         self._met_at = 0.0
@@ -134,7 +134,7 @@ class ReplicaReads:
         """For ``metrics``."""
         return {
             "reading-from-follower": float(self.serving),
-            "replica-lag-ms": round(self.lag.behind_s(monotonic()) * 1000, 3) if self.serving else 0.0,
+            "replica-lag-ms": round(self.lag.behind_s * 1000, 3) if self.serving else 0.0,
             "replica-fetch-total": self.fetches,
             "replica-fallback-total": self.fallbacks,
         }
@@ -170,7 +170,7 @@ class ReplicaReads:
             return
         now = monotonic()
         self._connection, self._host = found.connection, found.host
-        self._pace = Pace(woken=False)
+        self._pace = Pace(woken=False, longest_s=self._config.fetch_max_wait_ms / 2000)
         self._look_at = self._met_at = now
         with self._lock:
             self.lag.begin(now)
@@ -203,13 +203,13 @@ class ReplicaReads:
     # -- how far behind it is --------------------------------------------------------------------------------
 
     async def _look_at_lag(self, connection: Connection) -> None:
-        state = await connection.run(self._calls.replica_state(), timeout_s=self._answer_s)
         now = monotonic()
+        state = await connection.run(self._calls.replica_state(), timeout_s=self._answer_s)
         self._look_at = now + self.lag.look_every_s()
         lag = self.lag
         with self._lock:
-            lag.follower_has(state.seal_id)
-            behind_s, caught_up, too_far = lag.behind_s(now), lag.caught_up, lag.too_far(now)
+            lag.follower_has(state.seal_id, now)
+            behind_s, caught_up, too_far = lag.behind_s, lag.caught_up, lag.too_far
         self._seal()
         since_s = now - self._met_at
         # Without a leader, what is behind is the best there is.

@@ -91,6 +91,7 @@ class Member:
                 self._config.wakeup,
                 follower=info.is_in_recovery,
                 timeout_s=self._timeout_s,
+                max_wait_ms=self._config.fetch_max_wait_ms,
                 attends=False,  # between two polls nobody would
             )
             self._topics = ()

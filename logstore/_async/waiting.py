@@ -30,6 +30,7 @@ class Waiting:
         *,
         follower: bool,
         timeout_s: float,
+        max_wait_ms: int,
         attends: bool = True,
     ) -> None:
         able = not connection.pooled and not follower
@@ -39,7 +40,8 @@ class Waiting:
                 f"{'follower' if follower else 'pooler'}, which passes no notifications on.",
                 advice='Use wakeup="auto" or "poll".',
             )
-        self.pace = Pace(woken=able and wakeup != "poll")
+        # Twice in that time, because a look at what is staged may come in between.
+        self.pace = Pace(woken=able and wakeup != "poll", longest_s=max_wait_ms / 2000)
         self.outbox = Outbox(
             connection,
             calls.schema,

@@ -20,11 +20,11 @@ QUICK_S: Final = 0.002
 """A look that takes no longer is followed by a pause of a quarter of it; by one as long as it otherwise."""
 SHORTEST_S: Final = 0.005
 """The first pause of a reader that nobody wakes; it doubles up to the longest."""
-LONGEST_S: Final = 1.0
 HASTE_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """The pauses of a reader that waits for what is there to become safe."""
 UNDISTURBED_S: Final = 1.05
-"""A reader that is woken looks by itself this often: less than one query a second, whatever a query takes."""
+"""A reader that is woken looks by itself this often, unless told otherwise, and the pauses of one that is not
+grow to this: less than one query a second, whatever a query takes."""
 
 
 class Way(Enum):
@@ -43,12 +43,15 @@ class Pause(NamedTuple):
 
 
 class Pace:
-    """``woken``: the server can wake this reader.  All times are seconds of a monotonic clock."""
+    """``woken``: the server can wake this reader.  ``longest_s``: the longest pause, unless looks take
+    longer.  All times are seconds of a monotonic clock.
+    """
 
-    def __init__(self, *, woken: bool) -> None:
+    def __init__(self, *, woken: bool, longest_s: float = UNDISTURBED_S) -> None:
         self._woken = woken
+        self.longest_s: Final = max(longest_s, BUSY_PERIOD_S)
         self._found = self._found_before = float("-inf")
-        self._next_s = SHORTEST_S
+        self._next_s = min(SHORTEST_S, self.longest_s)
         self._hastened = 0
 
     @property
@@ -59,7 +62,7 @@ class Pace:
     def found(self, now: float) -> None:
         """A look brought records."""
         self._found_before, self._found = self._found, now
-        self._next_s = SHORTEST_S
+        self._next_s = min(SHORTEST_S, self.longest_s)
         self._hastened = 0
 
     def hasten(self) -> Pause:
@@ -88,6 +91,6 @@ class Pace:
             if now - self._found_before <= BUSY_S:
                 shortest = look_s / 4 if look_s <= QUICK_S else look_s
                 return Pause(Way.PAUSE, max(BUSY_PERIOD_S - look_s, shortest))
-            return Pause(Way.WAKE, UNDISTURBED_S)
-        seconds, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
+            return Pause(Way.WAKE, self.longest_s)
+        seconds, self._next_s = self._next_s, min(2 * self._next_s, self.longest_s)
         return Pause(Way.PAUSE, max(seconds, look_s))

@@ -18,7 +18,7 @@ from logstore._core.backoff import Backoff
 from logstore._core.call import Call
 from logstore._core.calls import Fetched, Sealed
 from logstore._core.fetch_tally import FetchTally
-from logstore._core.pace import LONGEST_S, UNDISTURBED_S, Pace, Way
+from logstore._core.pace import Pace, Way
 from logstore._core.quota_calls import QuotaCalls
 from logstore._core.subscription import FetchRequest, Subscription
 from logstore._core.throttle import Throttle, refused_for_ms
@@ -195,6 +195,7 @@ class Fetcher(Asking, Bearings):
             self._config.wakeup,
             follower=info.is_in_recovery,
             timeout_s=self._timeout_s,
+            max_wait_ms=self._config.fetch_max_wait_ms,
         )
         with self._lock:
             self._metadata_due = 0.0  # it may be another server than before
@@ -344,10 +345,10 @@ class Fetcher(Asking, Bearings):
             due = min(IDLE_S, max(0.0, self._metadata_due - time.monotonic()))
         if not topic_ids or not replica.quiet or not self._waiting.pace.woken:
             self._waiting.not_waiting()
-            self._pause_and_drain(min(due, LONGEST_S), topic_ids)
+            self._pause_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
             return
         if not self._waiting.announced(topic_ids):
-            self._sleep_and_drain(min(due, UNDISTURBED_S), topic_ids)
+            self._sleep_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
         with self._lock:
             replica.wake()
 
@@ -431,7 +432,8 @@ class Fetcher(Asking, Bearings):
         assert self._waiting is not None
         if self._waiting.drain_is_due() and self._drained(topic_ids):
             return
-        if self._pause(seconds) and seconds >= LONGEST_S and not self._drained(topic_ids):
+        longest = seconds >= self._waiting.pace.longest_s
+        if self._pause(seconds) and longest and not self._drained(topic_ids):
             self._pause(seconds)
 
     def _drained(self, topic_ids: Sequence[int]) -> bool:

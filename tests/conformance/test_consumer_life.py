@@ -23,6 +23,7 @@ from logstore.errors import (
 from logstore.records import TopicPartition
 from tests.support.appender import Appender, values
 from tests.support.colours import Colour
+from tests.support.programs import eventually
 from tests.support.reading import ENOUGH_MS, read
 
 TP = TopicPartition("t", 0)
@@ -112,6 +113,26 @@ def test_idle_consumer_makes_less_than_one_query_a_second(
         if start != starts[-1]:
             starts.append(start)
         assert len(starts) < 40
+
+
+@pytest.mark.one_server  # the same
+@pytest.mark.parametrize("wakeup", ["notify", "poll"])
+def test_idle_consumer_looks_as_often_as_it_is_told(
+    colour: Colour, database: str, appender: Appender, wakeup: str
+) -> None:
+    appender.create("t")
+    consumer = colour.consumer("t", dsn=database, client_id="idle", wakeup=wakeup, fetch_max_wait_ms=20)
+    consumer.poll()
+    watch = Watch(appender, "idle")
+    starts = [watch.query_start()]
+
+    def looks_often() -> bool:
+        start = watch.query_start()
+        if start != starts[-1]:
+            starts.append(start)
+        return len(starts) > 20 and (starts[-1] - starts[-20]).total_seconds() < UNDISTURBED_S
+
+    eventually(looks_often, "it looks every few milliseconds")
 
 
 # -- being interrupted

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logstore._core.pace import BUSY_PERIOD_S, BUSY_S, LONGEST_S, QUICK_S, SHORTEST_S, Pace, Way
+from logstore._core.pace import BUSY_PERIOD_S, BUSY_S, QUICK_S, SHORTEST_S, UNDISTURBED_S, Pace, Way
 
 
 def test_reader_that_is_woken_sleeps_until_then() -> None:
@@ -46,4 +46,16 @@ def test_nobody_wakes_it(found: list[bool]) -> None:
             expected = SHORTEST_S
         else:
             assert pace.pause(float(number)) == (Way.PAUSE, expected)
-            expected = min(2 * expected, LONGEST_S)
+            expected = min(2 * expected, UNDISTURBED_S)
+
+
+def test_longest_pause_is_what_was_asked_for() -> None:
+    assert Pace(woken=True, longest_s=60.0).pause(0.0).seconds == 60.0
+    looking = Pace(woken=False, longest_s=0.012)
+    assert [looking.pause(0.0).seconds for _ in range(4)] == [0.005, 0.01, 0.012, 0.012]
+    looking.found(1.0)
+    assert looking.pause(1.0).seconds == 0.005
+    for woken in (False, True):
+        assert Pace(woken=woken, longest_s=0.0).pause(0.0).seconds == BUSY_PERIOD_S, (
+            "a processor is not for this"
+        )
