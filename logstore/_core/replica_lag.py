@@ -20,6 +20,7 @@ class ReplicaLag:
         self._has = -1
         self._heard = -1
         self._fresh = False
+        self._behind_s = 0.0
 
     def begin(self, now: float) -> None:
         """Another follower is looked at from now on."""
@@ -28,6 +29,7 @@ class ReplicaLag:
         if self._heard >= 0:
             self._lacks.append((self._heard, now))
         self._fresh = False
+        self._behind_s = 0.0
 
     def leader_has(self, seal_id: int | None, now: float) -> None:
         """The leader has said what its newest seal is."""
@@ -39,24 +41,27 @@ class ReplicaLag:
         self._heard = heard
         self._fresh = True
 
-    def follower_has(self, seal_id: int | None) -> None:
-        """The follower has said what its newest seal is."""
+    def follower_has(self, seal_id: int | None, now: float) -> None:
+        """The follower has said what its newest seal is, after a question at ``now`` or later."""
         self._has = max(self._has, seal_id or 0)
         while self._lacks and self._lacks[0][0] <= self._has:
             self._lacks.popleft()
+        self._behind_s = now - self._lacks[0][1] if self._lacks else 0.0
 
-    def behind_s(self, now: float) -> float:
-        """For how long, at least, the follower has lacked something that the leader has."""
-        return now - self._lacks[0][1] if self._lacks else 0.0
+    @property
+    def behind_s(self) -> float:
+        """For how long, at least, the follower had lacked what the leader had, when it was asked last."""
+        return self._behind_s
 
     @property
     def caught_up(self) -> bool:
         """The leader has been heard of since :meth:`begin`, and the follower has what the leader had then."""
         return self._fresh and self._has >= 0 and not self._lacks
 
-    def too_far(self, now: float) -> bool:
+    @property
+    def too_far(self) -> bool:
         """It is further behind than is allowed."""
-        return self.behind_s(now) > self._longest_s
+        return self._behind_s > self._longest_s
 
     def look_every_s(self) -> float:
         """How often both have to be asked."""

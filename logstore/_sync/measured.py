@@ -69,30 +69,29 @@ class Measured:
         until = monotonic() + timeout_ms / 1000
         tp = TopicPartition(*partition)
         pace = Pace(woken=False)
+        watermark: int | None = None
         while True:
-            (found,) = self._asked_here(tp, until)
-            if found.high_watermark is not None and found.high_watermark > offset:
-                return
-            self._fetcher.seal_soon()
+            found = self._asked_here(tp, until)
+            if found is not None:
+                watermark = found[0].high_watermark
+                if watermark is not None and watermark > offset:
+                    return
+                self._fetcher.seal_soon()
             with self._lock:
                 self._check()
                 left = until - monotonic()
-                if left <= 0:
-                    raise RequestTimedOutError(
-                        f"The record at offset {offset} of partition {tp.partition} of topic {tp.topic!r} "
-                        f"could not be read after {timeout_ms:g} ms: the high watermark is "
-                        f"{found.high_watermark}.",
-                        details={
-                            "topic": tp.topic,
-                            "partition": tp.partition,
-                            "offset": offset,
-                            "high_watermark": found.high_watermark,
-                        },
-                    )
-                self._fetcher.changed.wait(min(left, pace.hasten().seconds))
+                if left > 0:
+                    self._fetcher.changed.wait(min(left, pace.hasten().seconds))
+                    continue
+            raise RequestTimedOutError(
+                f"The record at offset {offset} of partition {tp.partition} of topic {tp.topic!r} could not "
+                f"be read within {timeout_ms:g} ms: the high watermark is "
+                f"{'not known' if watermark is None else watermark}.",
+                details={**tp._asdict(), "offset": offset, "high_watermark": watermark},
+            )
 
-    def _asked_here(self, tp: TopicPartition, until: float) -> list[Watermarks]:
-        """The watermark of a partition, as it is where records are read from."""
+    def _asked_here(self, tp: TopicPartition, until: float) -> list[Watermarks] | None:
+        """The watermark of a partition, as it is where records are read from; None: no answer in time."""
         with self._lock:
             topic_id = self._subscription.topic_id(tp)
         if topic_id is None:
@@ -105,9 +104,8 @@ class Measured:
                 self._check()
                 left = until - monotonic()
                 if left <= 0:
-                    raise self._fetcher.timed_out(call.name)
+                    return None
                 self._fetcher.changed.wait(left)
         if question.error is not None:
             raise question.error
-        assert question.answer is not None
         return question.answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 import ssl
@@ -28,10 +27,11 @@ from logstore.errors import (
 )
 from tests.support import servers
 from tests.support.appender import Appender
-from tests.support.colours import Asyncio, Colour
+from tests.support.colours import Colour
 from tests.support.log import records
 from tests.support.proxy import Proxy, silent_server
 from tests.support.servers import Server
+from tests.support.several import running, together
 
 pytestmark = pytest.mark.one_server
 
@@ -41,14 +41,6 @@ def stranger() -> Iterator[Server]:
     """Another cluster."""
     with servers.embedded() as found:
         yield found
-
-
-def together(*dsns: str, **more: str) -> str:
-    """One DSN for the hosts of several."""
-    each = [conninfo_to_dict(dsn) for dsn in dsns]
-    hosts = ",".join(str(parameters["host"]) for parameters in each)
-    ports = ",".join(str(parameters.get("port", 5432)) for parameters in each)
-    return make_conninfo("", **{**each[0], "host": hosts, "port": ports, **more})
 
 
 @contextmanager
@@ -229,13 +221,3 @@ def test_nothing_goes_on_after_close(colour: Colour, database: str, appender: Ap
     assert any("sentry" in name for name in running(colour))
     producer.close()
     assert not any("sentry" in name for name in running(colour))
-
-
-def running(colour: Colour) -> list[str]:
-    """The names of the threads that run, and of the tasks."""
-
-    async def tasks() -> list[str]:
-        return [task.get_name() for task in asyncio.all_tasks()]
-
-    names = [thread.name for thread in threading.enumerate()]
-    return names + colour.run(tasks) if isinstance(colour, Asyncio) else names

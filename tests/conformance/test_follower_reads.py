@@ -1,0 +1,330 @@
+"""Consumers that read from followers: from which, up to where, and what becomes of one that will not do."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from logstore import Producer, TopicPartition
+from logstore.errors import ConfigurationError, IllegalStateError, RequestTimedOutError
+from tests.support.appender import Appender, values
+from tests.support.colours import Colour
+from tests.support.programs import eventually
+from tests.support.reading import ENOUGH_MS, read
+from tests.support.several import running, together
+from tests.support.standbys import Group, Node, standbys
+
+pytestmark = pytest.mark.one_server
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    """A leader and two followers, one of which has to have what is acknowledged."""
+    with standbys(2, "ANY 1 (s1,s2)") as found:
+        yield found
+
+
+@pytest.fixture
+def log(group: Group) -> Iterator[Appender]:
+    """Appends to the leader, as ``acks=1`` does."""
+    with Appender(group.leader.dsn) as found:
+        yield found
+
+
+@pytest.fixture
+def topic(log: Appender) -> str:
+    name = f"t{next(_numbers)}"
+    log.create(name)
+    return name
+
+
+Consumers = Callable[..., Any]
+
+
+@pytest.fixture
+def consumer(colour: Colour, group: Group, topic: str) -> Consumers:
+    """Makes a consumer of all nodes, or of those that are named."""
+
+    def make(*nodes: Node, **options: Any) -> Any:
+        dsn = together(*(node.dsn for node in nodes or group.nodes))
+        return colour.consumer(
+            topic, **{"dsn": dsn, "auto_offset_reset": "earliest", "read_from": "follower", **options}
+        )
+
+    return make
+
+
+def reads_from(consumer: Any, node: Node) -> Callable[[], bool]:
+    def look() -> bool:
+        consumer.poll()
+        return f"/{node.name}:" in (consumer.reads_from or "")
+
+    return look
+
+
+def of_follower(consumer: Any) -> bool:
+    return bool(consumer.metrics()["reading-from-follower"])
+
+
+@contextmanager
+def stopped(node: Node) -> Iterator[None]:
+    """SIGSTOP, which closes nothing and answers nothing."""
+    processes = node.processes()
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def replay_paused(node: Node) -> Iterator[None]:
+    node.execute("SELECT pg_wal_replay_pause()")
+    eventually(
+        lambda: node.execute("SELECT pg_get_wal_replay_pause_state()") == [("paused",)], "replay is paused"
+    )
+    try:
+        yield
+    finally:
+        node.execute("SELECT pg_wal_replay_resume()")
+
+
+def test_records_come_from_a_follower(consumer: Consumers, group: Group, log: Appender, topic: str) -> None:
+    log.append(topic, values(3))
+    reader = consumer(client_rack="s2")
+    assert [record.value for record in read(reader, 3)] == values(3)
+    eventually(reads_from(reader, group.followers[1]), "it reads from the follower of its rack")
+    for number in range(3, 8):
+        log.append(topic, values(1, number))
+        assert [record.value for record in read(reader, 1)] == values(1, number)
+    metrics = reader.metrics()
+    assert of_follower(reader)
+    assert metrics["replica-fetch-total"] > 0
+    assert metrics["replica-fallback-total"] == 0
+    # Nothing was fetched from the leader meanwhile.
+    before = metrics["fetch-total"] - metrics["replica-fetch-total"]
+    log.append(topic, values(5))
+    read(reader, 5)
+    metrics = reader.metrics()
+    assert metrics["fetch-total"] - metrics["replica-fetch-total"] == before
+
+
+def test_the_nearest_server_may_be_the_leader(consumer: Consumers, group: Group) -> None:
+    reader = consumer(read_from="nearest", client_rack="p")
+    assert reader.poll(timeout_ms=0) == {}
+    eventually(lambda: reader._fetcher.replica._finder.leader_is_nearest, "the leader is the nearest")
+    assert not of_follower(reader)
+    other = consumer(read_from="nearest", client_rack="s1")
+    eventually(reads_from(other, group.followers[0]), "the follower of the rack is the nearest")
+    nowhere = consumer(read_from="nearest", client_rack="elsewhere")
+    eventually(
+        lambda: of_follower(nowhere) or nowhere._fetcher.replica._finder.leader_is_nearest,
+        "some server is the nearest",
+    )
+
+
+def test_a_follower_gives_nothing_that_a_failover_may_take_away(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    first, second = group.followers
+    log.append(topic, values(1))
+    reader = consumer(group.leader, first)
+    read(reader, 1)
+    eventually(reads_from(reader, first), "it reads from the follower")
+    group.synchronous("ANY 2 (s1,s2)")
+    group.cut_off(second)
+    try:
+        offset = log.append(topic, values(1, 1))
+        group.caught_up(first)
+        (shown,) = first.execute("SELECT count(*) FROM logstore.records WHERE topic = %s", topic)
+        assert shown == (2,)  # it is there
+        fetches = reader.metrics()["replica-fetch-total"]
+        eventually(
+            lambda: reader.poll() != {} or reader.metrics()["replica-fetch-total"] > fetches + 10, "it looks"
+        )
+        assert reader.position(TopicPartition(topic, 0)) == offset
+        with pytest.raises(RequestTimedOutError, match="high watermark"):
+            reader.wait_for_offset(TopicPartition(topic, 0), offset, timeout_ms=50)
+    finally:
+        group.follow(second)
+    assert [record.value for record in read(reader, 1)] == values(1, 1)
+    assert of_follower(reader)
+    group.synchronous("ANY 1 (s1,s2)")
+
+
+def test_a_follower_that_lags_is_left_and_returned_to(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    follower = group.followers[0]
+    reader = consumer(group.leader, follower, max_replica_lag_ms=150)
+    eventually(reads_from(reader, follower), "it reads from the follower")
+    with replay_paused(follower):
+        log.append(topic, values(2))
+        assert [record.value for record in read(reader, 2)] == values(2)
+        assert not of_follower(reader)
+        assert reader.metrics()["replica-fallback-total"] == 1
+    eventually(reads_from(reader, follower), "it has returned to the follower")
+    log.append(topic, values(1, 2))
+    assert [record.value for record in read(reader, 1)] == values(1, 2)
+
+
+def test_a_follower_that_is_lost_is_left_for_another(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    first, second = group.followers
+    reader = consumer(client_rack="s1")
+    eventually(reads_from(reader, first), "it reads from the follower of its rack")
+    first.kill()
+    try:
+        log.append(topic, values(1))
+        assert read(reader, 1)[0].value == b"0"
+        eventually(reads_from(reader, second), "it reads from the other one")
+    finally:
+        first.start()
+        eventually(lambda: group.streams(first), "the follower is back")
+    log.append(topic, values(1, 1))
+    assert read(reader, 1)[0].value == b"1"
+
+
+def test_a_follower_that_does_not_answer_is_left(
+    colour: Colour, consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    follower = group.followers[0]
+    reader = consumer(group.leader, follower, max_replica_lag_ms=100)
+    eventually(reads_from(reader, follower), "it reads from the follower")
+    with stopped(follower):
+        log.append(topic, values(1))
+        assert read(reader, 1)[0].value == b"0"
+        assert not of_follower(reader)
+        # Nobody waits for it, and nobody stays behind.
+        reader.close()
+        assert not any("replica" in name for name in running(colour))
+
+
+def test_what_was_written_can_be_read(consumer: Consumers, group: Group, colour: Colour, topic: str) -> None:
+    follower = group.followers[0]
+    reader = consumer(group.leader, follower)
+    partition = TopicPartition(topic, 0)
+    eventually(reads_from(reader, follower), "it reads from the follower")
+    with Producer(group.leader.dsn) as producer:
+        for number in range(5):
+            offset = producer.send_and_wait(topic, b"%d" % number).offset
+            reader.wait_for_offset(partition, offset)
+            assert reader.poll(timeout_ms=ENOUGH_MS)[partition][-1].offset == offset
+            assert reader.end_offsets([partition]) == {partition: offset + 1}
+        with replay_paused(follower):
+            group.synchronous("")  # nothing keeps the leader from answering
+            offset = producer.send_and_wait(topic, b"late").offset
+            with pytest.raises(RequestTimedOutError) as refused:
+                reader.wait_for_offset(partition, offset, timeout_ms=30)
+            assert refused.value.details["offset"] == offset
+        reader.wait_for_offset(partition, offset)
+        assert of_follower(reader)
+        group.synchronous("ANY 1 (s1,s2)")
+    with pytest.raises(IllegalStateError):
+        reader.wait_for_offset(TopicPartition(topic, 7), 0)
+
+
+def test_offsets_mean_the_same_everywhere(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    partition = TopicPartition(topic, 0)
+    log.append(topic, values(4))
+    leader, follower = consumer(read_from="leader"), consumer()
+    eventually(lambda: follower.poll() == {} and of_follower(follower), "it reads from a follower")
+    for reader in (leader, follower):
+        assert reader.end_offsets([partition]) == {partition: 4}
+        reader.seek(partition, 2)
+        assert [record.offset for record in read(reader, 2)] == [2, 3]
+        assert reader.position(partition) == 4
+        reader.seek_to_end(partition)
+        assert reader.position(partition) == 4
+        assert reader.highwater(partition) == 4
+
+
+def test_a_group_reads_from_followers_and_commits_to_the_leader(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    partition = TopicPartition(topic, 0)
+    log.append(topic, values(3))
+    reader = consumer(group_id=f"g-{topic}", auto_commit_interval_ms=0)
+    assert len(read(reader, 3)) == 3
+    eventually(lambda: reader.poll() == {} and of_follower(reader), "it reads from a follower")
+    log.append(topic, values(2, 3))
+    assert [record.offset for record in read(reader, 2)] == [3, 4]
+    eventually(lambda: reader.poll() == {} and reader.committed(partition) == 5, "what was read is committed")
+    with Producer(group.leader.dsn) as producer:
+        producer.send_and_wait(topic, b"once")
+    with reader.transaction(timeout_ms=ENOUGH_MS) as tx:
+        assert [record.value for record in tx.records] == [b"once"]
+    assert reader.committed(partition) == 6
+
+
+def test_reading_goes_on_without_a_leader(colour: Colour) -> None:
+    """And with the next one: also of whom was read from and is promoted."""
+    with standbys(2, "ANY 1 (s1,s2)") as group, Appender(group.leader.dsn) as log:
+        log.create("t")
+        first, second = group.followers
+        dsn = together(*(node.dsn for node in group.nodes))
+        options = {"dsn": dsn, "auto_offset_reset": "earliest", "read_from": "follower"}
+        reader = colour.consumer("t", client_rack="s1", group_id="g", auto_commit_interval_ms=0, **options)
+        other = colour.consumer("t", client_rack="s2", **options)
+        log.append("t", values(1))
+        for each, node in ((reader, first), (other, second)):
+            read(each, 1)
+            eventually(reads_from(each, node), "it reads from the follower of its rack")
+        log.append("t", values(100, 1))
+        reader.wait_for_offset(TopicPartition("t", 0), 100)
+        group.leader.kill()
+        assert [record.value for record in read(reader, 100, max_records=1)] == values(100, 1)
+        assert of_follower(reader)
+        second.promote()
+        group.leader, group.followers = second, [first, group.leader]
+        group.follow(first)
+        group.synchronous("ANY 1 (s1)")
+        with Appender(second.dsn) as log:
+            log.append("t", values(3, 101))
+        assert [record.value for record in read(reader, 3)] == values(3, 101)
+        assert [record.value for record in read(other, 103)] == values(103, 1)
+        eventually(reads_from(other, first), "nobody reads from a follower that is none")
+
+
+def test_a_single_server_is_read_from(colour: Colour, group: Group, log: Appender, topic: str) -> None:
+    log.append(topic, values(2))
+    reader = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest", read_from="follower")
+    assert len(read(reader, 2)) == 2
+    assert not of_follower(reader)
+    assert "/p:" in reader.reads_from
+
+
+def test_nothing_goes_on_after_close(colour: Colour, consumer: Consumers, group: Group) -> None:
+    reader = consumer()
+    eventually(lambda: reader.poll() == {} and of_follower(reader), "it reads from a follower")
+    assert any("replica" in name for name in running(colour))
+    reader.close()
+    assert not any("replica" in name for name in running(colour))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"read_from": "followers"}, "read_from is one of leader, follower, nearest"),
+        ({"client_rack": "eu-1a"}, "needs read_from"),
+        ({"read_from": "nearest", "client_rack": ""}, "client_rack is a string"),
+        ({"max_replica_lag_ms": 5}, "integer from 100"),
+        ({"read_form": "nearest"}, "read_form"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(colour: Colour, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        colour.consumer("t", dsn="host=nowhere", **options)
+    if "read_form" in options:
+        assert "'read_from'" in refused.value.advice
