@@ -241,7 +241,7 @@ begin atomic
 end;
 
 -- Takes no lock, reads the catalog, writes nothing, returns for each compacted topic that has nothing under way the
--- closed leaves that are old enough, from the oldest on, and why it is worth while to compact them: 'dirty' (in a
+-- closed leaves that are old enough, and may be read to their ends, from the oldest on, and why it is worth while to compact them: 'dirty' (in a
 -- partition more than min.cleanable.dirty.ratio of them has not been compacted), 'lag' (some of that is older than
 -- max.compaction.lag.ms) or 'tombstones' (some have been there for delete.retention.ms). Topics for which it is
 -- not have no row. dirty, clean: bytes.
@@ -260,8 +260,9 @@ begin atomic
                                   where p.topic_id = t.topic_id and p.segment = s.segment)
                        or exists (select from sealed_segment z
                                   where z.topic_id = t.topic_id and z.segment = s.segment and z.cleaned_at is null
-                                    and z.max_timestamp
-                                        > clock_ms() - (t.configs ->> 'min.compaction.lag.ms')::numeric))
+                                    and (z.max_timestamp
+                                         > clock_ms() - (t.configs ->> 'min.compaction.lag.ms')::numeric
+                                         or z.last_offset >= readable_to(z.topic_id, z.partition))))
                    over (partition by t.topic_id order by s.place) as beyond
         from t join topic_segment s on s.topic_id = t.topic_id and s.live),
     part as (

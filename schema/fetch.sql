@@ -88,6 +88,13 @@ begin
 end
 $$;
 
+-- Takes no lock beyond ACCESS SHARE; reads what high_watermarks() reads, if anybody asks for standbys; writes nothing;
+-- returns the partition's high watermark, or the largest number if everything may be read. To be inlined.
+create or replace function readable_to(topic_id int4, "partition" int4) returns int8
+language sql stable
+return case when safe_limit() is null then 9223372036854775807
+            else (select h.high_watermark from high_watermarks(array[topic_id], array["partition"]) h) end;
+
 -- The shape of what fetch() returns: a view, so that it can be replaced.
 create or replace view fetched as
 select null::int4 as idx, null::int8 as log_start, null::int8 as high_watermark, b.base_offset, b.last_offset,

@@ -23,24 +23,25 @@ begin
         perform raise_error('LS026', 'the metadata of a committed offset has at most 4096 bytes',
             jsonb_build_object('limit', 4096, 'size', octet_length(metadata[wrong.ordinal])), null);
     end if;
-    select t.name as topic, w.partition, w.committed, h.high_watermark into wrong
+    select t.name as topic, w.partition, w.committed, h.end_offset into wrong
     from unnest(topic_ids, partitions, offsets) with ordinality w (topic_id, partition, committed, idx)
-    left join high_watermarks(topic_ids, partitions) h on h.idx = w.idx
+    -- What has been read may lie above the high watermark for a moment, after the leader was started anew.
+    left join partition_tips(topic_ids, partitions) h on h.idx = w.idx and h.log_start is not null
     left join topic t on t.topic_id = w.topic_id
-    where h.high_watermark is null or w.committed is null or w.committed not between 0 and h.high_watermark
+    where h.end_offset is null or w.committed is null or w.committed not between 0 and h.end_offset
     order by w.idx limit 1;
     if wrong.partition is null then
         return;
-    elsif wrong.high_watermark is null then
+    elsif wrong.end_offset is null then
         perform raise_error('LS001', format('topic %s has no partition %s',
             coalesce(to_json(wrong.topic)::text, 'that is deleted'), wrong.partition),
             jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition), null);
     else
         perform raise_error('LS006',
             format('offset %s cannot be committed: partition %s of topic %s ends at %s',
-                coalesce(wrong.committed::text, 'null'), wrong.partition, wrong.topic, wrong.high_watermark),
+                coalesce(wrong.committed::text, 'null'), wrong.partition, wrong.topic, wrong.end_offset),
             jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition, 'offset', wrong.committed,
-                'high_watermark', wrong.high_watermark),
+                'high_watermark', wrong.end_offset),
             'Commit the offset of the next record to be read.');
     end if;
 end

@@ -96,6 +96,8 @@ declare
     newest int8;
     looked_at int8;
     log_starts int8[];
+    -- Null: all may be read.
+    ends int8[];
 begin
     select u.* into t from topic u where u.topic_id = topic_id_of(topic);
     if not t.compacted then
@@ -109,6 +111,10 @@ begin
     end if;
     log_starts := array(select p.log_start from topic_partition p
                         where p.topic_id = t.topic_id order by p.partition);
+    if safe_limit() is not null then
+        ends := array(select readable_to(p.topic_id, p.partition) from topic_partition p
+                      where p.topic_id = t.topic_id order by p.partition);
+    end if;
     for leaf in
         select format('b_%s_%s', s.topic_id, s.segment) from topic_segment s
         where s.topic_id = t.topic_id and s.live order by s.place desc
@@ -126,7 +132,7 @@ begin
                 place := last_place(batch.keys, key);
                 continue when place is null or batch.append_time < newest;
                 spot := batch.base_offset + coalesce(batch.offset_deltas[place], place - 1);
-                continue when spot < log_starts[batch.partition + 1];
+                continue when spot < log_starts[batch.partition + 1] or spot >= ends[batch.partition + 1];
                 newest := batch.append_time;
                 found_partition := batch.partition;
                 found_offset := spot;

@@ -31,10 +31,10 @@ end
 $$;
 
 -- Takes no lock beyond ACCESS SHARE; reads the catalog, searches the segments that may have it, from the log
--- start on; writes nothing; returns the first record with this time stamp or a later one: all null if there
--- is none.
+-- start on, for batches that end before an offset; writes nothing; returns the first record with this time stamp or a
+-- later one: all null if there is none.
 create or replace function offset_for_time(
-    p topic_partition, "timestamp" int8,
+    p topic_partition, "timestamp" int8, before int8,
     out "offset" int8, out found_timestamp int8, out leader_epoch int4)
 language plpgsql stable set search_path from current as $$
 declare
@@ -44,7 +44,7 @@ begin
         select u.segment
         from (select s.segment, s.last_offset from sealed_segment s
               where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start
-                and s.max_timestamp >= "timestamp"
+                and s.first_offset < before and s.max_timestamp >= "timestamp"
               union all select p.segment, 9223372036854775807) u
         order by u.last_offset
     loop
@@ -58,12 +58,12 @@ begin
                       union all select i, t from unnest(b.timestamps) with ordinality w (t, i)) u
                 where u.at >= $2 and b.base_offset + coalesce(b.offset_deltas[u.ordinal], u.ordinal - 1) >= $4
                 order by u.ordinal limit 1) r
-            where b.partition = $1 and b.last_offset >= $3 and b.max_timestamp >= $2
+            where b.partition = $1 and b.last_offset >= $3 and b.last_offset < $5 and b.max_timestamp >= $2
             order by b.last_offset limit 1 $record$, 'b_' || p.topic_id || '_' || candidate)
         into "offset", found_timestamp, leader_epoch
         using p.partition, "timestamp",
               greatest(time_position(p.topic_id, candidate, p.partition, "timestamp"), p.log_start),
-              p.log_start;
+              p.log_start, before;
         exit when "offset" is not null;
     end loop;
 end
@@ -83,37 +83,41 @@ begin
 end
 $$;
 
--- Takes no lock beyond ACCESS SHARE; reads the catalog, and the batches from the log start on only of the
--- segment that the log start lies in; writes nothing; returns the largest time stamp of the partition's
--- records, null if there are none.
-create or replace function largest_timestamp(p topic_partition) returns int8
+-- Takes no lock beyond ACCESS SHARE; reads the catalog, the last batch that ends before an offset, and the batches from
+-- the log start on only of the segment that the log start lies in; writes nothing; returns the largest time stamp of the
+-- partition's records in batches up to that one, null if there are none.
+create or replace function largest_timestamp(p topic_partition, before int8) returns int8
 language plpgsql stable set search_path from current as $$
 declare
     largest int8;
     begun int4 := segment_of(p, p.log_start);
+    last_one int4 := segment_of(p, before - 1);
     in_begun int8;
+    in_last int8;
 begin
-    select max(u.max_timestamp) into largest
-    from (select s.segment, s.max_timestamp from sealed_segment s
-          where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start
-          union all
-          select t.segment, t.max_timestamp from partition_tips(array[p.topic_id], array[p.partition]) t) u
-    where u.segment <> begun;
+    select max(s.max_timestamp) into largest from sealed_segment s
+    where s.topic_id = p.topic_id and s.partition = p.partition and s.last_offset >= p.log_start
+      and s.last_offset < before and s.segment not in (begun, last_one);
+    if last_one <> begun then
+        execute format('select b.segment_max_timestamp from %I b where b.partition = $1 and b.last_offset < $2
+                        order by b.last_offset desc limit 1', 'b_' || p.topic_id || '_' || last_one)
+        into in_last using p.partition, before;
+    end if;
     execute format($begun$
         select max(case when b.base_offset >= $2 or b.timestamps is null then b.max_timestamp
                         else (select max(t) from unnest(b.timestamps) with ordinality w (t, i)
                               where b.base_offset + coalesce(b.offset_deltas[i], i - 1) >= $2) end)
         -- Of a batch that was written anew, what is left may all lie below the log start.
-        from %I b where b.partition = $1 and b.last_offset >= $2
+        from %I b where b.partition = $1 and b.last_offset >= $2 and b.last_offset < $3
             and b.base_offset + coalesce(b.offset_deltas[b.record_count], b.record_count - 1) >= $2 $begun$,
         'b_' || p.topic_id || '_' || begun)
-    into in_begun using p.partition, p.log_start;
-    return greatest(largest, in_begun);
+    into in_begun using p.partition, p.log_start, before;
+    return greatest(largest, in_begun, in_last);
 end
 $$;
 
 -- Takes no lock beyond ACCESS SHARE; reads the partitions' rows and tips, and searches the log for time
--- stamps; writes nothing; returns the i-th partition's offset for its spec: -1 the end, -2 the log start, -3
+-- stamps; writes nothing; returns the i-th partition's offset for its spec: -1 the high watermark, -2 the log start, -3
 -- the record with the largest time stamp (the first such), -4 the start of what is in PostgreSQL, -5 the end of
 -- what is in files, from 0 on the first record with that time stamp (ms) or a later one; offset and timestamp
 -- are null where there is no such record. remote: the record, if it has any such, is in the file that begins
@@ -128,9 +132,13 @@ declare
     p topic_partition;
     file remote_file;
     largest int8;
+    bound constant pg_snapshot := safe_limit();
 begin
     for wanted in
-        select t.*, specs[t.idx] as spec from partition_tips(topic_ids, partitions) t order by t.idx
+        select t.*, specs[t.idx] as spec,
+               readable_end(bound, t.topic_id, t.partition, t.log_start, t.end_offset, t.bytes, t.xact)
+                   as high_watermark
+        from partition_tips(topic_ids, partitions) t order by t.idx
     loop
         if wanted.log_start is null then
             perform no_partition(wanted.topic_id, wanted.partition);
@@ -141,7 +149,7 @@ begin
                 'or milliseconds since the epoch.');
         elsif wanted.spec in (-1, -2, -4, -5) then
             return query select wanted.idx, case wanted.spec
-                when -1 then wanted.end_offset when -2 then wanted.log_start when -4 then wanted.local_start
+                when -1 then wanted.high_watermark when -2 then wanted.log_start when -4 then wanted.local_start
                 else (select max(f.last_offset) + 1 from remote_segment f
                       where f.topic_id = wanted.topic_id and f.partition = wanted.partition
                         and f.state = 'copied') end,
@@ -159,24 +167,24 @@ begin
                 where f.max_timestamp >= largest order by f.last_offset limit 1;
                 p.log_start := p.local_start;
             end if;
-            if wanted.spec = -3 and coalesce(largest_timestamp(p), -1) > coalesce(file.max_timestamp, -1) then
+            if wanted.spec = -3 and coalesce(largest_timestamp(p, wanted.high_watermark), -1) > coalesce(file.max_timestamp, -1) then
                 file := null;
-                largest := largest_timestamp(p);
+                largest := largest_timestamp(p, wanted.high_watermark);
             end if;
             return query
                 select wanted.idx, file.first_offset, largest, wanted.leader_epoch, true
                 where file.file_id is not null
                 union all
                 select wanted.idx, o."offset", o.found_timestamp, o.leader_epoch, false
-                from offset_for_time(p, largest) o where file.file_id is null;
+                from offset_for_time(p, largest, wanted.high_watermark) o where file.file_id is null;
         end if;
     end loop;
 end
 $$;
 
--- Takes the partition's row lock, so it waits for an append that is under way; reads the partition's end,
--- writes its row, returns the new log start: before_offset (-1: the end), or the old one if that is larger.
--- Space is freed when whole segments lie below. LS001, LS006: before_offset is beyond the end.
+-- Takes the partition's row lock, so it waits for an append that is under way; reads the partition's high watermark,
+-- writes its row, returns the new log start: before_offset (-1: the high watermark), or the old one if that is larger.
+-- Space is freed when whole segments lie below. LS001, LS006: before_offset is beyond it.
 create or replace function delete_records(topic text, "partition" int4, before_offset int8) returns int8
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -189,7 +197,7 @@ begin
     if not found then
         perform no_partition(id, "partition");
     end if;
-    select t.end_offset into end_offset from partition_tips(array[id], array["partition"]) t;
+    select h.high_watermark into end_offset from high_watermarks(array[id], array["partition"]) h;
     if (before_offset between -1 and end_offset) is not true then
         perform raise_error('LS006',
             format('partition %s of topic %s ends at offset %s, so %s cannot be its start', "partition",

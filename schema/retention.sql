@@ -3,7 +3,8 @@
 -- Takes no lock beyond ACCESS SHARE; reads the catalog and the tip of each partition, in one snapshot; writes
 -- nothing; returns what each partition of the topic has in each live segment, and why it is to go (null: it
 -- stays): 'log start' (it lies below it already), 'retention.ms' or 'retention.bytes'. writing: the partition
--- would append to it. Only whole parts go, oldest first, as in Kafka, and no younger than one that stays.
+-- would append to it. Only whole parts below the high watermark go, oldest first, as in
+-- Kafka, and no younger than one that stays.
 create or replace function retention_parts(topic_id int4)
 returns table ("partition" int4, segment int4, first_offset int8, last_offset int8, records int8, bytes int8,
                max_timestamp int8, writing boolean, reason text)
@@ -18,12 +19,16 @@ declare
     -- Null: no limit.
     oldest constant numeric := case when deletes and (configs ->> 'retention.ms')::int8 >= 0
         then clock_ms() - (configs ->> 'retention.ms')::numeric end;
+    -- Null: all of it may be read.
+    bound constant pg_snapshot := safe_limit();
     most constant int8 := case when deletes and (configs ->> 'retention.bytes')::int8 >= 0
         then (configs ->> 'retention.bytes')::int8 end;
 begin
     return query
         with p as materialized (
-            select p.partition, p.log_start, p.local_start from topic_partition p where p.topic_id = id),
+            select p.partition, p.log_start, p.local_start,
+                   case when bound is not null then readable_to(id, p.partition) end as high_watermark
+            from topic_partition p where p.topic_id = id),
         parts as (
             -- What is in files only; below, what is in this database.
             select p.partition, null::int4 as segment, f.first_offset, f.last_offset, f.records, f.log_bytes as bytes,
@@ -47,10 +52,11 @@ begin
             select q.*, q.last_offset < p.log_start as gone, q.max_timestamp < oldest as expired,
                    coalesce(sum(q.bytes) over (partition by q.partition order by q.last_offset
                                                rows between 1 following and unbounded following), 0) >= most
-                       as surplus
+                       as surplus,
+                   coalesce(q.last_offset < p.high_watermark, true) as safe
             from parts q join p on p.partition = q.partition),
         judged as (
-            select w.*, bool_and(coalesce(w.gone or w.expired or w.surplus, false))
+            select w.*, bool_and(coalesce(w.gone or w.safe and (w.expired or w.surplus), false))
                             over (partition by w.partition order by w.last_offset) as goes
             from weighed w)
         select j.partition, j.segment, j.first_offset, j.last_offset, j.records, j.bytes::int8,

@@ -46,7 +46,7 @@ begin
     if found then
         perform no_partition(missing.topic_id, missing.partition);
     end if;
-    select array_agg(least(greatest(w.wanted, h.local_start), h.end_offset) order by w.idx) into moved
+    select array_agg(least(greatest(w.wanted, h.local_start), h.end_offset, readable_to(h.topic_id, h.partition)) order by w.idx) into moved
     from unnest(topic_ids, partitions, offsets) with ordinality w (topic_id, partition, wanted, idx)
     join partition_tips(topic_ids, partitions) h on h.idx = w.idx;
     perform share_forget(g.group_id, topic_ids, partitions);

@@ -39,7 +39,7 @@ begin
             values (g.group_id, fresh.topic_id, fresh.partition) on conflict do nothing;
         continue when not found;
         -- Share groups read in PostgreSQL only.
-        select h.local_start, h.end_offset into log_start, end_offset
+        select h.local_start, least(h.end_offset, readable_to(h.topic_id, h.partition)) into log_start, end_offset
         from partition_tips(array[fresh.topic_id], array[fresh.partition]) h;
         first_wanted := case
             when fresh.topic_id = any (known) or g.auto_offset_reset = 'earliest' then log_start

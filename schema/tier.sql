@@ -44,7 +44,7 @@ begin
     if file.file_id is null then
         p.log_start := greatest(p.log_start, p.local_start, from_offset);
         select o.* into "offset", found_timestamp, leader_epoch
-        from offset_for_time(p, find_time."timestamp") o;
+        from offset_for_time(p, find_time."timestamp", readable_to(p.topic_id, p.partition)) o;
     end if;
 end
 $$;
@@ -170,7 +170,7 @@ end;
 
 -- Takes no lock, reads the catalog, writes nothing, returns the next range of offsets of a topic that is sealed
 -- and in no file, oldest first, a segment's part of one partition at a time; no row: all is copied, or still has
--- records that are to be erased.
+-- records that are to be erased, or is not replicated yet.
 create or replace function next_copy(topic_id int4)
 returns table ("partition" int4, first_offset int8, last_offset int8)
 language sql stable security definer set search_path from current
@@ -188,6 +188,8 @@ begin atomic
           and s.last_offset >= greatest(p.log_start, p.local_start, c.copied_to)
         order by s.last_offset limit 1) s
     where p.topic_id = next_copy.topic_id
+      -- A file is not taken back when a failover takes the records away.
+      and s.last_offset < readable_to(p.topic_id, p.partition)
       and not exists (select from erasure e
                       where e.topic_id = p.topic_id and e.finished_at is null and e.removed_at is null
                         and e.ends[p.partition + 1] > s.first_offset)

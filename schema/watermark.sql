@@ -244,7 +244,7 @@ begin
 end
 $$;
 
--- Takes no lock, reads the seals, deletes all but the newest hundred, returns how many: nobody looks at older ones.
+-- Takes the locks of the rows that it deletes; deletes all seals but the newest hundred, returns how many: nobody looks at older ones.
 create or replace function delete_old_seals() returns int8
 language plpgsql volatile security definer set search_path from current as $$
 declare

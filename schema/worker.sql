@@ -165,6 +165,24 @@ begin
 end
 $$;
 
+-- Takes no lock beyond ACCESS SHARE; reads the state of replication, the newest seal and, if anything was committed since,
+-- the tips of all partitions; writes nothing; returns whether there are batches that followers may not show yet.
+create or replace function seal_wanted() returns boolean
+language plpgsql volatile security definer set search_path from current as $$
+declare
+    newest constant seal := newest_seal();
+begin
+    return exists (select from pg_catalog.pg_stat_get_wal_senders())
+        and has_more(pg_current_snapshot(), newest.confirmed)
+        and exists (
+            select from topic t
+            cross join lateral partition_tips(
+                array_fill(t.topic_id, array[t.partitions]), array(select generate_series(0, t.partitions - 1))) e
+            where readable_end(coalesce(newest.confirmed, '1:1:'), e.topic_id, e.partition, e.log_start, e.end_offset,
+                               e.bytes, e.xact) < e.end_offset);
+end
+$$;
+
 -- Takes no lock, reads the catalog, writes nothing, returns whether a run of the job could find anything to do:
 -- false only if it is certain that it would not. For jobs that are due often and seldom have work.
 create or replace function job_wanted(name text) returns boolean
@@ -178,6 +196,7 @@ begin
         when 'erasure' then exists (select from topics_to_erase())
         when 'tier' then exists (select from tiered_topics())
         when 'mirror' then mirror_wanted()
+        when 'seal' then seal_wanted()
         else true end;
 end
 $$;

@@ -41,6 +41,12 @@ _ALL: Final = (
         "Append to the log what committed transactions have staged, where nobody waits for it.",
         asks=True,
     ),
+    Job(
+        "seal",
+        Every(2),
+        "Let followers show what the synchronous standbys have, where nobody waits for it.",
+        asks=True,
+    ),
     Job("roll", Every(10), "Close segments that are old enough, so that they can be dropped.", asks=True),
     Job("retention", Every(30), "Drop what retention.ms and retention.bytes say."),
     Job("reclaim", Every(30), "Give back the space of deleted topics and dropped segments.", asks=True),
