@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.parametrize(
     "plan",
-    [Plan(4000, partitions=2, keys=60), Plan(6000, key_ordered=False, seed=1)],
+    [Plan(1500, partitions=2, keys=60), Plan(4000, key_ordered=False, seed=1)],
     ids=["keyed", "plain"],
 )
 def test_members_may_be_killed_at_any_time(database: str, tmp_path: Path, plan: Plan) -> None:

@@ -1,4 +1,9 @@
-"""sdist -> wheel -> an empty virtual environment: everything is in it, and it does the whole job."""
+"""sdist -> wheel -> an empty virtual environment: everything is in it, and it does the whole job.
+
+The environment holds the wheel and what the wheel says that it depends on, and what that depends on, as they
+are in the environment that runs the tests.  With ``--all``, pip gets everything from the index instead, in
+isolation, as it does for a user.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,13 @@ import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.programs import REPOSITORY
 from tests.support.servers import PREFIX
@@ -51,22 +59,50 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def distributions(source: Path) -> tuple[Path, Path]:
+def distributions(source: Path, long_version: bool) -> tuple[Path, Path]:
     """The sdist, and the wheel made from the sdist."""
-    run(sys.executable, "-m", "build", "--outdir", source / "dist", source)
+    isolation = [] if long_version else ["--no-isolation"]
+    run(sys.executable, "-m", "build", *isolation, "--outdir", source / "dist", source)
     (sdist,) = (source / "dist").glob("*.tar.gz")
     (wheel,) = (source / "dist").glob("*.whl")
     return sdist, wheel
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory, distributions: tuple[Path, Path]) -> Path:
+def python(
+    tmp_path_factory: pytest.TempPathFactory, distributions: tuple[Path, Path], long_version: bool
+) -> Path:
     """A Python in a virtual environment that holds the wheel and what it depends on."""
     place = tmp_path_factory.mktemp("empty") / "venv"
-    venv.create(place, with_pip=True)
+    venv.create(place, with_pip=long_version)
     python = place / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", distributions[1])
+    if long_version:
+        run(python, "-m", "pip", "install", "--quiet", distributions[1])
+        return python
+    pip = [sys.executable, "-m", "pip", f"--python={python}"]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", distributions[1])
+    (packages,) = place.glob("lib/python*/site-packages")
+    (metadata,) = packages.glob("logstore_pg-*.dist-info")
+    needed = [Requirement(text) for text in PathDistribution(metadata).requires or ()]
+    link(packages, needed, {""}, set())
     return python
+
+
+def link(packages: Path, needed: Iterable[Requirement], extras: set[str], known: set[str]) -> None:
+    """Put there, as links, the distributions that are needed, and those that they need."""
+    for each in needed:
+        if each.marker is not None and not any(each.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        wanted = f"{canonicalize_name(each.name)}{sorted(each.extras)}"
+        if wanted in known:
+            continue
+        known.add(wanted)
+        found = distribution(each.name)
+        assert each.specifier.contains(found.version, prereleases=True), f"{found.version} is not {each}"
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(found.locate_file(top))))
+        link(packages, map(Requirement, found.requires or ()), {"", *each.extras}, known)
 
 
 @pytest.fixture
