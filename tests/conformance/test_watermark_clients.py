@@ -1,0 +1,166 @@
+"""What a failover could take away is given to nobody, and what it cannot is given soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+import logstore
+from logstore import Producer, TopicPartition
+from logstore._core import pace
+from tests.support.appender import Appender, values
+from tests.support.colours import Asyncio, Colour
+from tests.support.programs import eventually
+from tests.support.reading import ENOUGH_MS, read
+from tests.support.standbys import Group, standbys
+
+pytestmark = pytest.mark.one_server
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    with standbys(1, "ANY 1 (s1)") as found:
+        yield found
+
+
+@pytest.fixture
+def log(group: Group) -> Iterator[Appender]:
+    """Appends as ``acks=1`` does."""
+    with Appender(group.leader.dsn) as found:
+        yield found
+
+
+@pytest.fixture
+def topic(log: Appender) -> str:
+    name = f"t{next(_numbers)}"
+    log.create(name)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks_without_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that does not know that something is about to become safe would wait for too long."""
+    monkeypatch.setattr(pace, "UNDISTURBED_S", 2 * ENOUGH_MS / 1000)
+
+
+@contextmanager
+def cut_off(group: Group) -> Iterator[None]:
+    """Nothing reaches the follower."""
+    (follower,) = group.followers
+    group.cut_off(follower)
+    try:
+        yield
+    finally:
+        group.follow(follower)
+
+
+def read_now(colour: Colour, topic: str, dsn: str) -> list[bytes | None]:
+    """What ``read()`` gives."""
+    if not isinstance(colour, Asyncio):
+        return [record.value for record in logstore.read(topic, dsn=dsn)]
+
+    async def gather() -> list[bytes | None]:
+        return [record.value async for record in logstore.async_read(topic, dsn=dsn)]
+
+    found: list[bytes | None] = colour.run(gather)
+    return found
+
+
+def looked(consumer: Any) -> None:
+    """Wait until ``consumer`` has looked a few times, and has got nothing."""
+    fetches = consumer.metrics()["fetch-total"]
+    eventually(
+        lambda: consumer.poll() != {} or consumer.metrics()["fetch-total"] > fetches + len(pace.HASTE_S),
+        "it looks again and again",
+    )
+
+
+def test_a_consumer_waits_for_the_followers(colour: Colour, group: Group, log: Appender, topic: str) -> None:
+    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest")
+    for number in range(3):
+        log.append(topic, values(1, number))
+        assert [record.value for record in read(consumer, 1)] == values(1, number)
+    partition = TopicPartition(topic, 0)
+    with cut_off(group):
+        log.append(topic, values(2, 3))
+        looked(consumer)
+        # Without a follower the leader knows only what was sealed.
+        assert consumer.highwater(partition) <= consumer.position(partition) == 3
+        assert consumer.end_offsets([partition])[partition] <= 3
+        assert read_now(colour, topic, group.leader.dsn) in [values(end) for end in range(4)]
+        # A position between what may be read and the end is none that is out of range.
+        consumer.seek(partition, 5)
+        looked(consumer)
+        assert consumer.position(partition) == 5
+        consumer.seek(partition, 3)
+    assert [record.value for record in read(consumer, 2)] == values(2, 3)
+    assert read_now(colour, topic, group.leader.dsn) == values(5)
+
+
+def test_a_share_consumer_waits_for_the_followers(
+    colour: Colour, group: Group, log: Appender, topic: str
+) -> None:
+    consumer = colour.share_consumer(topic, dsn=group.leader.dsn, group_id=f"g-{topic}")
+    assert consumer.poll(timeout_ms=50) == {}
+    with cut_off(group):
+        log.append(topic, values(1))
+        assert consumer.poll(timeout_ms=300) == {}
+    got = consumer.poll(timeout_ms=ENOUGH_MS)
+    assert [record.value for record in got[TopicPartition(topic, 0)]] == values(1)
+
+
+def test_a_transaction_waits_for_the_followers(
+    colour: Colour, group: Group, log: Appender, topic: str
+) -> None:
+    consumer = colour.consumer(
+        topic,
+        dsn=group.leader.dsn,
+        group_id=f"g-{topic}",
+        auto_offset_reset="earliest",
+        delivery="exactly_once",
+    )
+    with cut_off(group):
+        log.append(topic, values(1))
+        with consumer.transaction(timeout_ms=300) as tx:
+            assert tx.records == []
+    with consumer.transaction(timeout_ms=ENOUGH_MS) as tx:
+        assert [record.value for record in tx.records] == [b"0"]
+
+
+def test_what_was_acknowledged_is_before_the_end(
+    colour: Colour, group: Group, log: Appender, topic: str
+) -> None:
+    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest")
+    partition = TopicPartition(topic, 0)
+    with Producer(group.leader.dsn, acks="all") as producer:
+        for number in range(10):
+            log.append(topic, values(1))  # more than was waited for
+            offset = producer.send_and_wait(topic, b"%d" % number).offset
+            assert consumer.end_offsets([partition])[partition] > offset
+            assert len(read_now(colour, topic, group.leader.dsn)) > offset
+
+
+def test_without_followers_nothing_is_asked(
+    colour: Colour, database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody promises that followers have it, everything may be read, and nobody seals."""
+    from logstore._core.calls import Calls
+
+    def refuse(_: Calls) -> None:
+        raise AssertionError("nobody has to seal")
+
+    monkeypatch.setattr(Calls, "seal", refuse)
+    monkeypatch.setattr(Calls, "epoch_ends", refuse)
+    appender.create("t")
+    consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest")
+    for number in range(3):
+        appender.append("t", values(1, number))
+        assert [record.value for record in read(consumer, 1)] == values(1, number)
+    partition = TopicPartition("t", 0)
+    assert consumer.end_offsets([partition]) == {partition: 3}
+    assert read_now(colour, "t", database) == values(3)
