@@ -26,6 +26,7 @@ from benchmarks.log import BenchServer, running_server
 from benchmarks.memory import memory
 from benchmarks.outbox import outbox
 from benchmarks.produce import produce
+from benchmarks.replication import follower_reads, replication
 from benchmarks.retention import retention_run
 from benchmarks.segments import segments
 from benchmarks.share import share, share_snapshot
@@ -77,6 +78,12 @@ SCENARIOS: dict[str, _Scenario] = {
         distinct=1_000_000 if quick else 10_000_000,
         repetitions=1 if quick else n,
     ),
+    "replication": lambda server, quick, n: replication(
+        server, records=200_000 if quick else 500_000, appends=300 if quick else 1000, repetitions=n
+    ),
+    "follower-reads": lambda server, quick, n: follower_reads(
+        server, records=200_000 if quick else 1_000_000, passes=2, repetitions=3 if quick else n
+    ),
     "memory": lambda server, quick, n: memory(server, records=3_000_000 if quick else 10_000_000),
 }
 
@@ -95,7 +102,11 @@ SCENARIOS: dict[str, _Scenario] = {
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every sample to this file.")
 @click.option("--keep", is_flag=True, help="Keep what the --json file says of scenarios that are not NAMES.")
-@click.option("--update", type=click.Path(exists=True, path_type=Path), help="Put the tables into this page.")
+@click.option(
+    "--update",
+    type=click.Path(exists=True, path_type=Path),
+    help="Put the tables into this page; those of scenarios that were not run stay.",
+)
 def main(
     names: tuple[str, ...],
     quick: bool,
@@ -135,8 +146,10 @@ def main(
                 json_file.write_text(report.as_json(facts, command, sections))
     text = report.as_markdown(facts, command, sections.values())
     sys.stdout.write(text)
-    if update:
+    if update and set(sections) == set(SCENARIOS):
         report.replace_between_markers(update, text)
+    elif update:
+        report.add_between_markers(update, sections.values())
 
 
 if __name__ == "__main__":

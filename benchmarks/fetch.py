@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 
 import asyncpg
 import psycopg
@@ -26,13 +26,15 @@ _MAX_BYTES = 52_428_800
 _MAX_PARTITION_BYTES = 1_048_576
 
 
-def fill(dsn: str, topic: str, records: int, partitions: int = PARTITIONS) -> int:
+def fill(
+    dsn: str, topic: str, records: int, partitions: int = PARTITIONS, acks: Literal[1, "all"] = 1
+) -> int:
     """Create ``topic`` and put ``records`` records into it; its number."""
     number = create_topic(dsn, topic, partitions)
     step = min(records, 500_000)
     if step:
         workload = Workload(step, partitions)
-        with Producer(dsn, acks=1, batch_size=262_144) as producer:
+        with Producer(dsn, acks=acks, batch_size=262_144) as producer:
             for done in range(0, records, step):
                 count = min(step, records - done)
                 producer.send_many(topic, workload.values[:count], workload.keys[:count])

@@ -9,7 +9,15 @@ from typing import Any, Final
 
 from benchmarks.figures import Section, Target, from_document
 
-__all__ = ["BEGIN", "END", "as_json", "as_markdown", "replace_between_markers", "sections_of"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "add_between_markers",
+    "as_json",
+    "as_markdown",
+    "replace_between_markers",
+    "sections_of",
+]
 
 BEGIN: Final = "<!-- figures: begin (written by `make bench`) -->"
 END: Final = "<!-- figures: end -->"
@@ -38,16 +46,21 @@ def as_markdown(machine: dict[str, Any], command: str, sections: Iterable[Sectio
     for section in sections:
         lines += [_target_row(target) for target in section.targets]
     for section in sections:
-        lines += ["", f"## {section.name}", "", section.setup, ""]
-        lines += [f"Other work had {section.disturbance:.0%} of the processors meanwhile.", ""]
-        lines += ["| what | median | from | to | unit |", "|---|---:|---:|---:|---|"]
-        for figure in section.figures:
-            low, high = min(figure.samples), max(figure.samples)
-            spread = (_number(low), _number(high)) if len(figure.samples) > 1 else ("", "")
-            lines.append(
-                f"| {figure.name} | {_number(figure.median)} | {spread[0]} | {spread[1]} | {figure.unit} |"
-            )
+        lines += ["", *_section_lines(section)]
     return "\n".join(lines) + "\n"
+
+
+def _section_lines(section: Section) -> list[str]:
+    lines = [f"## {section.name}", "", section.setup, ""]
+    lines += [f"Other work had {section.disturbance:.0%} of the processors meanwhile.", ""]
+    lines += ["| what | median | from | to | unit |", "|---|---:|---:|---:|---|"]
+    for figure in section.figures:
+        low, high = min(figure.samples), max(figure.samples)
+        spread = (_number(low), _number(high)) if len(figure.samples) > 1 else ("", "")
+        lines.append(
+            f"| {figure.name} | {_number(figure.median)} | {spread[0]} | {spread[1]} | {figure.unit} |"
+        )
+    return lines
 
 
 def sections_of(file: Path) -> dict[str, Section]:
@@ -60,11 +73,48 @@ def sections_of(file: Path) -> dict[str, Section]:
 
 def replace_between_markers(page: Path, text: str) -> None:
     """Put ``text`` between the markers of ``page``; the rest of the page is written by people."""
+    before, _, after = _parts(page)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def add_between_markers(page: Path, sections: Iterable[Section]) -> None:
+    """Put ``sections`` between the markers of ``page``, in place of those with the same names; what other
+    runs have put there stays.
+    """
+    _, kept, _ = _parts(page)
+    for section in sections:
+        heading = f"\n## {section.name}\n"
+        rows = {_title(row): row for row in map(_target_row, section.targets)}
+        lines = []
+        for line in kept.splitlines():
+            title = _title(line)
+            lines.append(rows.pop(title) if title in rows else line)
+        kept = "\n".join(lines) + "\n"
+        if rows:
+            head, targets, tail = kept.partition("\n## Targets\n")
+            listed, blank, others = tail.partition("\n\n## ")
+            kept = f"{head}{targets}{listed}\n" + "\n".join(rows.values()) + f"{blank}{others}"
+        own = "\n".join(_section_lines(section))
+        if heading in kept:
+            head, _, tail = kept.partition(heading)
+            _, more, others = tail.partition("\n## ")
+            kept = f"{head}\n{own}\n" + (f"\n## {others}" if more else "")
+        else:
+            kept = f"{kept.rstrip()}\n\n{own}\n"
+    replace_between_markers(page, kept.strip("\n") + "\n")
+
+
+def _parts(page: Path) -> tuple[str, str, str]:
     before, found, rest = page.read_text().partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    between, ended, after = rest.partition(END)
     if not found or not ended:
         raise SystemExit(f"{page} lacks the markers {BEGIN} and {END}.")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    return before, between, after
+
+
+def _title(row: str) -> str:
+    """The first cell of a row of a table."""
+    return row.split(" | ", 1)[0]
 
 
 def _target_row(target: Target) -> str:
