@@ -182,6 +182,8 @@ def remove_leftovers() -> None:
         with contextlib.suppress(OSError):
             if time.time() - home.stat().st_mtime < YOUNG_S:
                 continue
-            with contextlib.suppress(FileNotFoundError), (home / "supervisor.lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A server's, and that of a replicated group.
+            for lock in (home / "supervisor.lock", home / "cluster" / "supervisor.lock"):
+                with contextlib.suppress(FileNotFoundError), lock.open("r+") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(home, ignore_errors=True)
