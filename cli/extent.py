@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logstore.errors import UnknownTopicOrPartitionError
+from logstore.errors import AuthorizationFailedError, UnknownTopicOrPartitionError
 from logstore.records import TopicPartition
 from logstore.topics import EARLIEST, LATEST, MAX_TIMESTAMP
 
@@ -24,10 +25,12 @@ class Extent(NamedTuple):
     end: int
     newest: int | None
     """The highest time stamp, milliseconds; None for an empty partition."""
+    gone: int = 0
+    """Offsets in between whose records compaction or erasure has removed."""
 
     @property
     def records(self) -> int:
-        return self.end - self.start
+        return max(0, self.end - self.start - self.gone)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -75,18 +78,41 @@ def chosen(
 
 
 def extents(admin: Admin, wanted: Iterable[TopicPartition]) -> list[Extent]:
-    """Start, end and newest time stamp of each partition, in three round trips however many there are."""
+    """Start, end, newest time stamp and number of records of each partition, in four round trips however many
+    there are.
+    """
     wanted = list(wanted)
     if not wanted:
         return []
     starts = admin.list_offsets(dict.fromkeys(wanted, EARLIEST))
     ends = admin.list_offsets(dict.fromkeys(wanted, LATEST))
     newest = admin.list_offsets(dict.fromkeys(wanted, MAX_TIMESTAMP))
+    gone = _gone(admin, wanted)
     found = []
     for tp in wanted:
         start, end, last = starts[tp], ends[tp], newest[tp]
         if start is None or end is None:
             continue
         stamp = last.timestamp if last is not None and last.offset >= 0 else None
-        found.append(Extent(tp.topic, tp.partition, start.offset, end.offset, stamp))
+        found.append(Extent(tp.topic, tp.partition, start.offset, end.offset, stamp, gone.get(tp, 0)))
+    return found
+
+
+def _gone(admin: Admin, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """How many offsets of each partition have no record any more."""
+    from psycopg.sql import SQL, Identifier
+
+    from logstore.cli.query import connected
+    from logstore.cli.root import settings
+
+    found: dict[TopicPartition, int] = {}
+    # Whoever may not look at the view gets the numbers of a log that nobody compacts.
+    if admin.dsn is not None:
+        with suppress(AuthorizationFailedError), connected(admin.dsn, settings().schema) as connection:
+            query = SQL(
+                "SELECT topic, partition, log_end_offset - log_start - records FROM {}.partitions"
+                " WHERE topic = ANY (%s)"
+            ).format(Identifier(settings().schema))
+            rows = connection.execute(query, [sorted({tp.topic for tp in wanted})])
+            found = {TopicPartition(topic, partition): count for topic, partition, count in rows}
     return found

@@ -374,7 +374,7 @@ def _newest(partitions: Sequence[dict[str, Any]]) -> str | None:
 def _documents(admin: Admin, topics: Sequence[str] | None, *, configs: bool = False) -> list[dict[str, Any]]:
     """What there is to know of topics (None: of all); an unknown one raises.
 
-    Four round trips however many topics there are, and with ``configs`` one more for each.
+    Five round trips however many topics there are, and with ``configs`` one more for each.
     """
     described = admin.describe_topics(topics)
     wanted = [TopicPartition(d.topic, number) for d in described for number in range(d.partitions)]

@@ -38,3 +38,17 @@ def test_erase(cli: Cli) -> None:
     assert cli("consume", "customers", "--from-beginning").out == ""
     cli("topic", "erase", "nothing", "--key", "alice", "--yes", code=3)
     cli("topic", "erase", "customers", code=2)
+
+
+def test_what_is_left_is_counted(cli: Cli) -> None:
+    cli("topic", "create", "customers", "--config", "cleanup.policy=compact")
+    cli("produce", "customers", "--key-separator", ":", stdin="alice:1\nbob:1\nalice:2\ncarol:1\n")
+    cli("topic", "erase", "customers", "--key", "alice", "--now", "--yes")
+    cli("produce", "customers", "--key-separator", ":", stdin="dora:1\n")
+    ((described,),) = (topic["partitions"] for topic in cli.json("topic", "describe", "customers"))
+    assert (described["start_offset"], described["end_offset"], described["records"]) == (0, 5, 3)
+    assert cli.json("sql", "SELECT records, log_end_offset FROM partitions") == [
+        {"records": 3, "log_end_offset": 5}
+    ]
+    ((listed,),) = (topic["partitions"] for topic in cli.json("topic", "list"))
+    assert listed["records"] == cli.json("status")["records"] == 3
