@@ -88,6 +88,20 @@ begin atomic
                        format('producer_state has topic id %s, which there is not', p.topic_id)
                 from producer_state p where not exists (select from topic t where t.topic_id = p.topic_id)
                 union all
+                select 'watermark', null, null, format('seal %s %s', s.seal_id, case
+                    when pg_snapshot_xmax(s.snapshot)::text::int8 > s.xact then
+                        format('covers transactions from its own on: its snapshot is %s', s.snapshot)
+                    when pg_snapshot_xmax(s.confirmed)::text::int8 > pg_snapshot_xmax(s.snapshot)::text::int8 then
+                        format('confirms %s, which is beyond its snapshot, %s', s.confirmed, s.snapshot)
+                    else format('ends at %s, beyond the end of the write-ahead log', s.lsn) end)
+                from seal s
+                -- Those that came with a dump say nothing.
+                where s.xmin::text::int8 = s.xact & 4294967295
+                  and (pg_snapshot_xmax(s.snapshot)::text::int8 > s.xact
+                       or pg_snapshot_xmax(s.confirmed)::text::int8 > pg_snapshot_xmax(s.snapshot)::text::int8
+                       or s.lsn > case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                                       else pg_catalog.pg_current_wal_insert_lsn() end)
+                union all
                 select 'leaves', null, null, format('table %s belongs to no topic', c.relname)
                 from pg_catalog.pg_class c,
                      lateral (select split_part(c.relname, '_', 2)::numeric as topic_id) n

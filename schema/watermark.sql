@@ -189,7 +189,7 @@ $$;
 -- state of replication; writes one row, if there is something that followers may see by now, or nothing is under way
 -- to that and something was committed since, and none was written 20 ms ago; the commit waits for no standby. Returns
 -- the newest seal, and whether something is committed here that followers may not see yet: call it again then. 25006: this is
--- a follower, LS012: isolation level.
+-- a follower, LS012: isolation level, 42501: the owner of the log may not see standbys.
 create or replace function seal(out sealed_to int8, out pending boolean)
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -206,6 +206,11 @@ begin
     elsif current_setting('transaction_isolation') <> 'read committed' then
         perform raise_error('LS012', 'seal needs the isolation level READ COMMITTED', null,
             'Seal in a transaction of its own.');
+    elsif current_setting('synchronous_standby_names') <> ''
+          and not pg_has_role(current_user, 'pg_read_all_stats', 'usage') then
+        raise insufficient_privilege using
+            message = format('role %I, which owns the log, may not see how far standbys have come', current_user),
+            hint = format('GRANT pg_read_all_stats TO %I; until then nothing that is appended can be read.', current_user);
     end if;
     if not pg_try_advisory_xact_lock(lock_class('seal'), 0) then
         newest := newest_seal();

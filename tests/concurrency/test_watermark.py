@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -201,6 +203,39 @@ def test_weak_appends_are_shown_when_the_standbys_have_them(group: Group, topic:
     eventually(lambda: not seal.run_once(group.leader.dsn).more, "sealed")
     for node in group.nodes:
         shows(node, topic, [b"A", b"B"])
+
+
+def test_a_standby_that_has_stopped_listening_counts_for_nothing(group: Group, topic: int) -> None:
+    """It is connected still, and says that it streams."""
+    s1 = group.node("s1")
+    put(group, topic, b"A")
+    sealed(group)
+    receiver = s1.receiver()
+    assert receiver is not None
+    os.kill(receiver, signal.SIGSTOP)
+    try:
+        put(group, topic, b"B", 1)
+        with group.leader.connect() as session:
+            for _ in range(3):
+                session.execute("SELECT seal()")
+        group.caught_up(group.node("s2"))
+        for node in group.nodes:
+            assert seen(node, topic) == [b"A"]
+    finally:
+        os.kill(receiver, signal.SIGCONT)
+    sealed(group)
+    for node in group.nodes:
+        shows(node, topic, [b"A", b"B"])
+
+
+def test_whoever_may_not_see_standbys_is_told(group: Group, topic: int) -> None:
+    group.leader.execute("REVOKE pg_monitor FROM logstore")
+    try:
+        with group.leader.connect() as session, pytest.raises(psycopg.errors.InsufficientPrivilege) as raised:
+            session.execute("SELECT seal()")
+        assert "GRANT pg_read_all_stats TO logstore" in str(raised.value.diag.message_hint)
+    finally:
+        group.leader.execute("GRANT pg_monitor TO logstore")
 
 
 def test_a_cancelled_wait_shows_nothing_before_it_is_replicated(group: Group, topic: int) -> None:

@@ -233,6 +233,13 @@ BREAKS: dict[str, tuple[str, set[str], str]] = {
         " AND base_offset >= 30", {"sequences"}, "epoch 1 begins with sequence"),
     "a transaction that appends nothing": (
         "UPDATE batches SET xact = 1 WHERE :one", {"watermark"}, "transaction 1 appends nothing"),
+    "a seal covers what comes after it": (
+        "INSERT INTO seal (xact, snapshot, lsn)"
+        " SELECT pg_current_xact_id()::text::int8, '90000:90000:', pg_current_wal_lsn()",
+        {"watermark"}, "covers transactions from its own on: its snapshot is 90000:90000:"),
+    "a seal ends beyond the log": (
+        "INSERT INTO seal (xact, snapshot, lsn) SELECT pg_current_xact_id()::text::int8, '90:90:', 'FFFF/0'",
+        {"watermark"}, "ends at FFFF/0, beyond the end"),
     "what may be read has a hole": (
         "INSERT INTO seal (xact, snapshot, lsn, confirmed)"
         " SELECT pg_current_xact_id()::text::int8, '100:100:', pg_current_wal_lsn(), '100:100:';"
@@ -303,6 +310,7 @@ def test_what_is_broken_is_found_and_nothing_else(log: Session, name: str) -> No
     assert any(said in text for *_, text, _ in found), found
     strays = name in (
         "a row of a topic that is gone", "a table without topic", "a producer of a topic that is gone",
+        "a seal covers what comes after it", "a seal ends beyond the log",
     )  # fmt: skip
     assert all((topic is None) == strays for _, topic, *_ in found)
 
