@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from logstore import Admin, Consumer, Producer, ShareConsumer
-from logstore.errors import OutOfOrderSequenceError, ProducerFencedError
+from logstore import Admin, Consumer, Producer, ShareConsumer, TopicPartition
+from logstore.errors import LogTruncationError, OutOfOrderSequenceError, ProducerFencedError
 from tests.support.log import records, watch
 from tests.support.programs import eventually
 from tests.support.recovery import Archived, command, execute, verified
@@ -21,13 +21,18 @@ def values(dsn: str, topic: str) -> list[bytes | None]:
 def read(dsn: str, group: str, count: int) -> list[bytes | None]:
     """What a new member of the group is given; it commits that it has read it."""
     with Consumer("t", dsn=dsn, group_id=group, auto_offset_reset="earliest") as consumer:
-        found: list[bytes | None] = []
-        while len(found) < count:
-            polled = consumer.poll(timeout_ms=ENOUGH_MS)
-            assert polled, found
-            found += [record.value for batch in polled.values() for record in batch]
+        found = polled(consumer, count)
         consumer.commit()
         return found
+
+
+def polled(consumer: Consumer, count: int) -> list[bytes | None]:
+    found: list[bytes | None] = []
+    while len(found) < count:
+        batches = consumer.poll(timeout_ms=ENOUGH_MS)
+        assert batches, found
+        found += [record.value for batch in batches.values() for record in batch]
+    return found
 
 
 def write(holder: Producer, value: bytes) -> None:
@@ -74,6 +79,11 @@ def test_everybody_goes_on_where_the_log_ends_now(server: Archived) -> None:
         share.acknowledge(job)
         share.commit()
         lost = newest_epoch(dsn)
+        followers = [Consumer(dsn=dsn, auto_offset_reset=policy) for policy in ("none", "latest")]
+        for follower in followers:
+            follower.assign([TopicPartition("t", 0)])
+            follower.seek_to_beginning()
+            assert len(polled(follower, 7)) == 7
 
         server.restore(recovery_target_name="good")
         assert server.dsn == dsn
@@ -104,6 +114,15 @@ def test_everybody_goes_on_where_the_log_ends_now(server: Archived) -> None:
         assert watch(
             dsn, "SELECT leader_epoch FROM logstore.group_offset WHERE topic_id = 1"
         ) == newest_epoch(dsn)
+
+        # Who had read on from there is told where the history parted, or goes back to there.
+        strict, lenient = followers
+        with pytest.raises(LogTruncationError) as told:
+            strict.poll(timeout_ms=ENOUGH_MS)
+        assert (told.value.details["position"], told.value.details["divergence_offset"]) == (7, 3)
+        assert polled(lenient, 2) == [b"e", b"f"]
+        for follower in followers:
+            follower.close()
 
         # Staged records were not in the log yet, and are drained once.
         for _ in range(3):
