@@ -179,6 +179,8 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
             "connect_address": f"{HOST}:{plan.doors.get(name, server)}",
             "data_dir": str(place.data),
             "bin_dir": str(programs.postgres.directory),
+            # cluster_name is the same for all members: Patroni has it be the scope.
+            "parameters": {"logstore.server": name},
             "pgpass": str(place.path / "pgpass"),
             "authentication": {
                 "superuser": {"username": SUPERUSER, "password": plan.passwords[SUPERUSER]},
