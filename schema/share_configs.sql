@@ -15,7 +15,9 @@ from (values
      'dropped.'),
     ('share.auto.offset.reset', 'reset', 'latest', null, null,
      'Where the group begins in a topic that is new to it: earliest, latest or by_duration: and an ISO '
-     '8601 duration. It takes partitions that are added to a topic later from their start.'),
+     '8601 duration; earliest_local: with the first record that is not in files only, where share groups do '
+     'not read (the others raise OffsetOutOfRangeError if they would have to). It takes partitions that are '
+     'added to a topic later from their start.'),
     ('share.delivery.count.limit', 'int', '5', 1, 32767,
      'How often a record is delivered before it is given up.'),
     ('share.key.ordered', 'boolean', 'false', null, null,
@@ -70,7 +72,7 @@ begin
             perform raise_error('LS004', format('%s has to be true or false, not %s', definition.name, shown),
                 jsonb_build_object('config', definition.name, 'value', checked_share_config.value), null);
         when 'reset' then
-            if lower(btrim(checked_share_config.value)) in ('earliest', 'latest') then
+            if lower(btrim(checked_share_config.value)) in ('earliest', 'earliest_local', 'latest') then
                 return lower(btrim(checked_share_config.value));
             elsif checked_share_config.value ~*
                   '\A\s*by_duration:P(?=\d|T\d)(\d{1,6}W)?(\d{1,6}D)?'
@@ -78,7 +80,7 @@ begin
                 return 'by_duration:' || upper(substr(btrim(checked_share_config.value), 13));
             end if;
             perform raise_error('LS004',
-                format('%s has to be earliest, latest or by_duration: and an ISO 8601 duration, not %s',
+                format('%s has to be earliest, earliest_local, latest or by_duration: and an ISO 8601 duration, not %s',
                     definition.name, shown),
                 jsonb_build_object('config', definition.name, 'value', checked_share_config.value),
                     'For example by_duration:PT1H.');

@@ -3,13 +3,15 @@
 
 -- Takes the keys of new partitions for a moment; reads the catalog, writes a row and a window for each
 -- partition that is new to the group, returns whether there were any. A partition of a topic that the group
--- has consumed already begins at its start; else share.auto.offset.reset decides.
+-- has consumed already begins at its start; else share.auto.offset.reset decides. Share groups read in PostgreSQL
+-- only. LS006: they would have to begin with records that are in files only, and nobody has said that they may not.
 create or replace function share_begin(g share_group, topic_ids int4[]) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
     fresh record;
     known int4[];
     log_start int8;
+    local_start int8;
     end_offset int8;
     first_wanted int8;
 begin
@@ -38,10 +40,12 @@ begin
         insert into share_partition (group_id, topic_id, partition)
             values (g.group_id, fresh.topic_id, fresh.partition) on conflict do nothing;
         continue when not found;
-        -- Share groups read in PostgreSQL only.
-        select h.local_start, least(h.end_offset, readable_to(h.topic_id, h.partition)) into log_start, end_offset
+        select h.log_start, greatest(h.log_start, h.local_start),
+               least(h.end_offset, readable_to(h.topic_id, h.partition))
+        into log_start, local_start, end_offset
         from partition_tips(array[fresh.topic_id], array[fresh.partition]) h;
         first_wanted := case
+            when g.auto_offset_reset = 'earliest_local' then local_start
             when fresh.topic_id = any (known) or g.auto_offset_reset = 'earliest' then log_start
             when g.auto_offset_reset = 'latest' then end_offset
             else (select coalesce(o."offset", end_offset)
@@ -50,9 +54,19 @@ begin
                                         from clock_timestamp() - substr(g.auto_offset_reset,
                                         13)::interval) * 1000))::int8]) o)
         end;
+        if first_wanted < local_start then
+            perform raise_error('LS006',
+                format('the records of partition %s of topic %s from offset %s to before %s are in files only, '
+                       'where share groups do not read', fresh.partition,
+                       (select to_json(t.name) from topic t where t.topic_id = fresh.topic_id), first_wanted,
+                       local_start),
+                jsonb_build_object('topic', (select t.name from topic t where t.topic_id = fresh.topic_id),
+                    'partition', fresh.partition, 'offset', first_wanted, 'local_start', local_start),
+                'Bring them back with `logstore tier restore`, or leave them out: set the group''s '
+                'share.auto.offset.reset to earliest_local or latest.');
+        end if;
         insert into share_window (group_id, topic_id, partition, end_offset, start_offset)
-        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(greatest(first_wanted, log_start), 0),
-            coalesce(greatest(first_wanted, log_start), 0));
+        values (g.group_id, fresh.topic_id, fresh.partition, coalesce(first_wanted, 0), coalesce(first_wanted, 0));
     end loop;
     return true;
 end

@@ -8,16 +8,27 @@ import pytest
 
 from tests.support.log_story import told
 from tests.support.servers import Server, embedded
-from tests.support.worker_killed import Blow, points, strike_each
+from tests.support.worker_killed import Blow, Point, points, strike_each
 
 pytestmark = pytest.mark.long
 
 
+POINTS = (
+    # A table is about to go; the catalog must not have forgotten it.
+    Point(Blow.BEFORE, 1, rb"drop_leaf|drop table"),
+    # A file is there that nobody knows to be whole.
+    Point(Blow.BEFORE, 0, rb"finish_copy"),
+    Point(Blow.SESSION, 0, rb"detach partition"),
+)
+
+
 def test_whatever_the_worker_was_doing(server: Server, long_version: bool) -> None:
-    blows = (Blow.AFTER, Blow.SESSION, Blow.BEFORE)
     with told(server) as story:
-        results = list(islice(strike_each(story, points(blows, 61, 25)), 8 if long_version else 3))
-    assert sum(result.struck for result in results) >= 3
+        results = list(strike_each(story, POINTS))
+        if long_version:
+            blows = (Blow.AFTER, Blow.SESSION, Blow.BEFORE, Blow.CRASH)
+            results += islice(strike_each(story, points(blows, 61, 25)), 8)
+    assert [result.struck for result in results[: len(POINTS)]] == [True] * len(POINTS)
     assert [str(result) for result in results if result.wrong] == []
 
 

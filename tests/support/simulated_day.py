@@ -12,6 +12,12 @@ in bytes as the log counts them:
   uncompacted, and the head, which is a segment at most;
 - compact,delete: the smaller of the two.
 
+That is the most that may be there at any time: each partition about to lose a whole segment.  What the same
+rules keep at the end of the day, with the segments as they lie then, is less, and known to the byte
+(:attr:`Day.kept`).  Between the two is what has expired in segments that other partitions still need: those
+are written anew when it is the larger part of them, so it is never more than what is kept, and less than
+half of that here.
+
 What a byte of the log takes on disk (rows, pages, indexes) is measured on a table that nothing is ever
 removed from; so is what a segment takes without any record, of which there are as many as ``segment.ms`` and
 ``segment.bytes`` make.
@@ -50,8 +56,9 @@ CATALOG: Final = (
 )  # fmt: skip
 VACUUMED_EVERY: Final = 6
 """Ticks."""
+WASTE: Final = 0.5
 FLAT: Final = 1.10
-"""How much larger PostgreSQL's catalog may be in the end than the quarter before."""
+"""How much larger PostgreSQL's catalog may be in the end than at half time."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,11 @@ class Day:
     """Bytes on disk that the configs allow in the end."""
     needed: float = 0.0
     """Bytes on disk of the records that must be there."""
+    kept: float = 0.0
+    """Bytes on disk of the records that the rules keep, in the segments as they are, and of empty ones."""
+    expired: float = 0.0
+    """Bytes on disk of records that have expired, in segments that have others."""
     disk: int = 0
-    log_bytes: int = 0
     segments: int = 0
     segments_made: int = 0
     catalog: list[tuple[int, int]] = field(default_factory=list)
@@ -115,7 +125,9 @@ class Day:
             f"{self.plan.topics} topics, {self.plan.length_ms / HOUR_MS:g} h in {self.seconds:.0f} s: "
             f"{self.appended / 1e6:,.0f} MB appended, {self.disk / 1e6:,.1f} MB on disk in "
             f"{self.segments} of {self.segments_made} segments; the configs need {self.needed / 1e6:,.1f} MB "
-            f"and allow {self.allowed / 1e6:,.1f} MB ({self.disk / self.allowed:.2f} of it); "
+            f"and allow {self.allowed / 1e6:,.1f} MB ({self.disk / self.allowed:.2f} of it), whole segments "
+            f"make that {self.kept / 1e6:,.1f} MB now ({self.disk / self.kept:.2f}), "
+            f"{self.expired / 1e6:,.1f} MB are others' in the same segments; "
             f"the catalog by quarters: {catalog} segments; {len(self.problems)} problems"
         )
 
@@ -140,8 +152,10 @@ def live(server: Server, plan: Plan) -> Day:
                     _vacuum(server, dsn)
                 if (tick + 1) % (ticks // 4) == 0:
                     day.catalog.append(_catalog(dsn))
-            clock.advance(MINUTE_MS)
             jobs.settle(dsn)
+            # What was dropped last stays for so long.
+            clock.advance(MINUTE_MS)
+            jobs.run(dsn, "reclaim")
             _look(session, clock.now_ms, topics, cost, empty, day)
         day.problems += audit.faults(dsn)
     finally:
@@ -237,6 +251,14 @@ def _look(session: Session, now: int, topics: Sequence[Topic], cost: float, empt
     session.execute("SELECT pg_stat_force_next_flush()")
     for topic in topics:
         day.allowed += empty * _segments(topic, now, day.plan.tick_ms)
+        ((kept, expired),) = rows(
+            session,
+            "SELECT coalesce(sum(bytes) FILTER (WHERE reason IS NULL), 0)::int8,"
+            " coalesce(sum(bytes) FILTER (WHERE reason IS NOT NULL), 0)::int8 FROM retention_parts(%s)",
+            topic.id,
+        )
+        day.kept += cost * kept
+        day.expired += cost * expired
         there = places(session, topic.id)
         left = visible(session, topic.name) if "compact" in topic.cleanup else {}
         for partition, batches in enumerate(topic.batches):
@@ -261,16 +283,19 @@ def _look(session: Session, now: int, topics: Sequence[Topic], cost: float, empt
     )
     day.segments = value(session, "SELECT count(*) FROM topic_segment")
     day.segments_made = value(session, "SELECT sum(last_segment + 1) FROM topic")
+    day.kept += empty * day.segments
     if day.disk > SLACK * day.allowed:
         day.problems.append(f"{day.disk} bytes on disk, but the configs allow {day.allowed:.0f}")
+    if day.expired > WASTE * day.kept:
+        day.problems.append(f"{day.expired:.0f} bytes have expired beside {day.kept:.0f} that are kept")
     dead = rows(
         session,
         "SELECT relname::text, n_dead_tup FROM pg_stat_user_tables WHERE relname ~ '^b_' AND n_dead_tup > 0",
     )
     if dead:
         day.problems.append(f"dead tuples: {dead}")
-    (before, smaller), (tables, larger) = day.catalog[-2:]
-    if larger > FLAT * smaller * max(1, tables / before):
+    _, (_, smaller), _, (_, larger) = day.catalog[-4:]
+    if larger > FLAT * smaller:
         day.problems.append(f"the catalog has grown from {smaller} to {larger} bytes")
 
 

@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,10 @@ __all__ = ["Blow", "Point", "Result", "points", "strike_each", "workers"]
 PATIENCE_S: Final = 60.0
 SUDDEN_MS: Final = 8.0
 """A blow in the middle of a request falls at most so long after its beginning."""
+PACE: Final = 10
+"""The server itself is killed at every so many requests only, and no sooner than:"""
+PACE_S: Final = 13.0
+"""Its supervisor gives up a server that dies six times a minute."""
 LOCK_TIMEOUT_MS: Final = 10_000
 """What is left of a worker that was killed is gone after this at the latest."""
 
@@ -46,13 +51,16 @@ class Blow(Enum):
     BEFORE = "the worker is killed before the server gets it"
     AFTER = "the worker is killed while the server does it"
     SESSION = "the server ends the session while it does it"
+    CRASH = "the session's process is killed, so that the server starts all of them anew and recovers"
     SERVER = "the server is killed while it does it"
 
 
 class Point(NamedTuple):
     blow: Blow
     request: int
-    """Counted from the first connection on, over all of them."""
+    """Counted from the first connection on, over all of them, from 0."""
+    text: bytes = b""
+    """A regular expression: only requests that have such text are counted."""
 
 
 @dataclass
@@ -147,6 +155,9 @@ class _Striker:
 
     def __call__(self, data: bytes, send: Callable[[], None]) -> None:
         point = self._result.point
+        if re.search(point.text, data) is None:
+            send()
+            return
         with self._lock:
             number = self._requests
             self._requests += 1
@@ -173,12 +184,43 @@ def _fall(blow: Blow, server: Server, dsn: str, worker: ForkServerProcess) -> No
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND application_name LIKE 'logstore %' AND pid <> pg_backend_pid()"
             )
+    elif blow is Blow.CRASH:
+        _crash(dsn)
     elif blow is Blow.SERVER:
         kill_server(server)
     else:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         eventually(lambda: not worker.is_alive(), "the worker is dead")
+
+
+def _crash(dsn: str) -> None:
+    """kill -9 of one of the server's processes; it is back then."""
+    with psycopg.connect(dsn, autocommit=True) as witness:
+        pids = witness.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+            "AND (application_name LIKE 'logstore %' OR pid = pg_backend_pid()) "
+            "ORDER BY pid = pg_backend_pid()"
+        ).fetchall()
+        os.kill(pids[0][0], signal.SIGKILL)
+
+        def broken() -> bool:
+            try:
+                witness.execute("SELECT")
+            except psycopg.Error:
+                return True
+            return False
+
+        eventually(broken, "all sessions are gone", PATIENCE_S)
+
+    def answers() -> bool:
+        try:
+            psycopg.connect(dsn).close()
+        except psycopg.Error:
+            return False
+        return True
+
+    eventually(answers, "the server is back", PATIENCE_S)
 
 
 def _work(dsn: str) -> None:
@@ -194,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Strike the worker's jobs down at each of their requests.")
     parser.add_argument("--blow", choices=[blow.name for blow in Blow], action="append")
     parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--begin", type=int, default=0, help="the first request")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
@@ -201,7 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with embedded() as server, told(server) as story:
         for name in options.blow or [blow.name for blow in Blow]:
             requests = 0
-            for result in strike_each(story, points([Blow[name]], options.stride), seed=options.seed):
+            paced = Blow[name] is Blow.SERVER
+            stride = options.stride * (PACE if paced else 1)
+            for result in strike_each(story, points([Blow[name]], stride, options.begin), seed=options.seed):
+                if paced:
+                    time.sleep(PACE_S)
                 requests += result.struck
                 if result.wrong:
                     failed += 1

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import logstore
-from logstore.errors import ConfigurationError, RemoteFileError, RemoteStorageError
+from logstore.errors import ConfigurationError, OffsetOutOfRangeError, RemoteFileError, RemoteStorageError
 from logstore.tier import files, store
 from logstore.workers import reclaim, retention, tier
 from tests.support import objectstore
@@ -307,9 +307,20 @@ def test_what_a_share_group_has_not_finished_stays(make_log: Callable[..., Tiere
     assert 0 < log.local_start() <= 30
 
 
+@pytest.mark.parametrize("reset", ["earliest", "by_duration:P36500D"])
+def test_a_share_group_does_not_leave_out_what_is_in_files_in_silence(log: TieredLog, reset: str) -> None:
+    log.rows("SELECT alter_share_group('s', %s)", json.dumps({"share.auto.offset.reset": reset}))
+    with pytest.raises(OffsetOutOfRangeError, match="in files only") as caught:
+        logstore.ShareConsumer("t", dsn=log.dsn, group_id="s")
+    place = {"topic": "t", "partition": 0, "offset": 0, "local_start": log.local_start()}
+    assert place.items() <= caught.value.details.items()
+    assert "tier restore" in caught.value.advice
+    assert log.value("SELECT count(*) FROM share_groups") == 0
+
+
 def test_a_share_group_begins_where_postgresql_does(log: TieredLog) -> None:
     start = log.local_start()
-    log.rows("SELECT alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest\"}')")
+    log.rows("SELECT alter_share_group('s', '{\"share.auto.offset.reset\": \"earliest_local\"}')")
     with logstore.ShareConsumer("t", dsn=log.dsn, group_id="s") as consumer:
         found: list[Any] = []
         while len([record for record in found if record.partition == 0]) < 200 - start:
