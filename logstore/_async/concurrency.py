@@ -21,7 +21,6 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
-    "let_go",
     "offload",
     "sleep",
     "spawn",
@@ -49,10 +48,6 @@ class Lock:
 
     def release(self) -> None:
         return None
-
-
-def let_go(lock: Lock) -> None:
-    """Nothing: nobody holds it."""
 
 
 class Mutex:

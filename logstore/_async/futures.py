@@ -8,7 +8,8 @@ from time import monotonic
 from typing import Any, Generic, Self, TypeVar
 
 from logstore._async.concurrency import Event, Promise
-from logstore._core.batch import Batch, BulkBatch, RowBatch
+from logstore._core.batch import Batch, BulkBatch
+from logstore._core.row_batch import RowBatch
 from logstore.errors import IllegalStateError, LogstoreError, RequestTimedOutError
 from logstore.records import BatchMetadata, RecordMetadata
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from random import randrange
 from time import monotonic, time
@@ -9,18 +10,19 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from logstore._async.borrowed import run_borrowed
-from logstore._async.concurrency import breathe, let_go, start_at_once
+from logstore._async.concurrency import breathe, start_at_once
 from logstore._async.futures import BulkFuture, SendFuture, StagedFuture, settled
 from logstore._async.lifetimes import living
 from logstore._async.sender import Sender
 from logstore._async.session import Session
 from logstore._async.transacting import Transacting
 from logstore._async.transactions import Transactions
-from logstore._core.batch import RECORD_OVERHEAD, BulkBatch, Columns, Headers, RowBatch
+from logstore._core.batch import RECORD_OVERHEAD, BulkBatch, Columns, Headers
 from logstore._core.bulk import Piece, check_sizes, parts, pieces
 from logstore._core.intake import Intake, as_headers, as_timestamp, check_target
 from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Topic
+from logstore._core.row_batch import RowBatch
 from logstore._core.staging_calls import StagedRecord, StagingCalls
 from logstore.config import ProducerConfig, ProducerOptions
 from logstore.errors import (
@@ -88,7 +90,10 @@ class AsyncProducer(Transacting):
         self._sender = Sender(session, config, self)
         self._accumulator = self._sender.accumulator
         self._lock = self._sender.lock
-        self._hashed = self._accumulator.hashed if self._plain_keys and self._plain_values else None
+        # Without the lock that every interpreter used to have, send() takes one of its own.
+        locked = getattr(sys, "_is_gil_enabled", lambda: True)()
+        plain = self._plain_keys and self._plain_values and locked
+        self._hashed = self._accumulator.hashed if plain else None
         self._transactions = (
             None if config.transactional_id is None else Transactions(session, config, self._sender)
         )
@@ -149,57 +154,37 @@ class AsyncProducer(Transacting):
         and not in autocommit.  The future is done at once and has no offset: see StagedFuture.  Raises
         OutboxConnectionError and SchemaMissingError besides.
         """
-        if not (
-            (hashed := self._hashed) is not None
-            and type(key) is bytes
+        if (
+            type(key) is bytes
             and type(value) is bytes
             and headers is None
             and partition is None
             and timestamp_ms is None
             and connection is None
+            and (hashed := self._hashed) is not None
         ):
-            return await self._send_checked(topic, value, key, headers, partition, timestamp_ms, connection)
-
-        # Most records have a key and go into a batch that is open and has room. For those this is
-        # accumulator.add() spelled out, and not in a with statement: both together would be a third more.
-        accumulator = self._accumulator
-        lock = self._lock
-        future: SendFuture | None = None
-        calls = False
-        try:
-            lock.acquire()
-            if (known := accumulator.addressable.get(topic)) is not None:
-                queue = known.queues[hashed(key) % known.count]
-                size = RECORD_OVERHEAD + len(key) + len(value)
-                batch = queue.open
-                if type(batch) is RowBatch and batch.room >= size:
-                    time_s = time()
-                    if not accumulator.ms_from <= time_s < accumulator.ms_until:
-                        accumulator.set_clock(time_s)
-                    timestamp = accumulator.ms
-                    batch.room -= size
-                    records = batch.records
-                    future = SendFuture()
-                    future.batch = batch
-                    future.place = place = len(records)
-                    if timestamp != batch.stamp:
-                        batch.changes.append((place, timestamp))
-                        batch.stamp = timestamp
-                    records.extend((key, value))
-                    if calls := accumulator.attention:
-                        accumulator.attention = False
-                        self._sender.work.notify_all()
-            lock.release()
-        except BaseException as error:
-            let_go(lock)
-            if isinstance(error, TypeError):
-                check_target(topic, partition)
-            raise
-        if future is None:
-            return await self._send_checked(topic, value, key, headers, partition, timestamp_ms, connection)
-        if calls:
-            await breathe()
-        return future
+            # Most records have a key and go into a batch that is open and has room. For those this is
+            # accumulator.add() spelled out, without the lock: see logstore._core.row_batch.
+            try:
+                known = self._accumulator.addressable[topic]
+                batch: Any = known.queues[hashed(key) % known.count].open
+                if batch is not None:
+                    size = RECORD_OVERHEAD + len(key) + len(value)
+                    if (room := batch.room - size) >= 0:
+                        batch.room = room
+                        place = next(batch.places)
+                        if (time_s := time()) >= batch.until:
+                            batch.tick(place, time_s)
+                        future = SendFuture()
+                        future.batch = batch
+                        future.place = place
+                        batch.keys[place] = key
+                        batch.values[place] = value
+                        if not batch.closed or self._is_in(batch, place):
+                            return future
+            except (KeyError, IndexError, StopIteration, TypeError):
+                pass  # the topic is not known, or not even a topic's name; or the batch was taken away
+        return await self._send_checked(topic, value, key, headers, partition, timestamp_ms, connection)
 
     async def _send_checked(
         self,
@@ -364,6 +349,10 @@ class AsyncProducer(Transacting):
         await self.close(INTERRUPTED_CLOSE_S if interrupted else None)
 
     # ---- inside
+
+    def _is_in(self, batch: RowBatch, place: int) -> bool:
+        with self._lock:
+            return batch.has(place)
 
     async def _stage(
         self,

@@ -23,13 +23,13 @@ from logstore._core.batch import (
     Batch,
     BulkBatch,
     Headers,
-    RowBatch,
     headers_size,
 )
 from logstore._core.bulk import Piece
 from logstore._core.calls import AppendResult, TopicMetadata
 from logstore._core.partitioner import Partitioner, hash_of
 from logstore._core.queues import Limits, PartitionQueue, Topic, too_large
+from logstore._core.row_batch import RowBatch
 from logstore._core.sequences import Numbering
 from logstore.errors import (
     DeliveryTimeoutError,
@@ -84,9 +84,6 @@ class Accumulator(Generic[F]):
         self.topics: dict[str, Topic] = {}
         self.addressable = self.topics
         """The same, until the accumulator is closed."""
-        self.ms = 0
-        """The millisecond that was worked out last, which begins and ends at these seconds."""
-        self.ms_from = self.ms_until = 0.0
         self.used = 0
         """Bytes of all records that are not done."""
         self.attention = False
@@ -193,27 +190,11 @@ class Accumulator(Generic[F]):
             batch = self.room_for(queue, size)
             if batch is None:
                 return None
-        if timestamp_ms is None:
-            if not self.ms_from <= time_s < self.ms_until:
-                self.set_clock(time_s)
-            timestamp_ms = self.ms
         batch.room -= size
-        records = batch.records
         future = self._promise()
         future.batch = batch
-        future.place = place = len(records)
-        if timestamp_ms != batch.stamp:
-            batch.changes.append((place, timestamp_ms))
-            batch.stamp = timestamp_ms
-        if headers is not None:
-            batch.headers[place] = headers
-        records.extend((key, value))
+        future.place = batch.add(key, value, headers, timestamp_ms, time_s)
         return future
-
-    def set_clock(self, time_s: float) -> None:
-        """Work out one millisecond for all records that are sent in it."""
-        ms = self.ms = int(time_s * 1000)
-        self.ms_from, self.ms_until = ms / 1000, (ms + 1) / 1000
 
     def room_for(self, queue: PartitionQueue, size: int) -> RowBatch | None:
         """A batch with room for a record of ``size`` bytes; None when the buffer is full.
@@ -244,13 +225,14 @@ class Accumulator(Generic[F]):
             self.attention = True
             mark = taken + max(self.limits.batch_size, 1)
         # As much as comes before the next decision: the mark, or a batch that is full.
-        spare = min(GRANT, mark - 1 - taken, topic.max_batch - taken, (left - needed) // 4)
+        spare = min(max(GRANT, taken // 8), mark - 1 - taken, topic.max_batch - taken, (left - needed) // 4)
         if batch is None:
             batch = self._open(queue, RowBatch(queue, self._lock))
         batch.mark = mark
         self.used += needed + spare
         batch.reserved += needed + spare
         batch.room += needed + spare
+        batch.make_slots(len(batch))
         return batch
 
     def add_pieces(self, topic: Topic, pieces: Sequence[Piece]) -> list[tuple[BulkBatch, int, int]] | None:
@@ -312,8 +294,13 @@ class Accumulator(Generic[F]):
             batch = queue.batches[0]
             if taken and (size + batch.size > self.limits.request_bytes or len(taken) >= most):
                 break
+            self._take(queue)
+            if not len(batch):
+                self._leave(batch)
+                batch.vanish()
+                continue
             size += batch.size
-            taken.append(self._take(queue))
+            taken.append(batch)
             if batch.number is None and self._new_producer_id is not None:
                 batch.number = self._numbering(queue).take(len(batch))
         taken.sort(key=lambda batch: (batch.queue.topic.topic_id, batch.queue.partition))
@@ -352,7 +339,10 @@ class Accumulator(Generic[F]):
     def upcoming(self) -> list[Batch]:
         """What will go next where something is under way now, as far as it takes no further records."""
         following = (queue.batches[0] for batch in self._in_flight if (queue := batch.queue).batches)
-        return [batch for batch in following if batch is not batch.queue.open and len(batch)]
+        closed = [batch for batch in following if batch is not batch.queue.open]
+        for batch in closed:
+            batch.seal()
+        return [batch for batch in closed if len(batch)]
 
     def settle(self, batch: Batch, results: Sequence[AppendResult]) -> None:
         """The batch in flight is in the log.  Nothing happens when it was abandoned meanwhile."""
@@ -458,11 +448,15 @@ class Accumulator(Generic[F]):
 
     def _any(self, queue: PartitionQueue) -> bool:
         # An interrupt may have left a batch without records, or a queue without batches.
-        while queue.batches and not len(queue.batches[0]):
-            empty = queue.batches.popleft()
-            self.used -= empty.reserved
+        while queue.batches and not len(empty := queue.batches[0]):
             if queue.open is empty:
                 queue.open = None
+            empty.seal()
+            if len(empty):  # somebody was quicker
+                break
+            queue.batches.popleft()
+            self.used -= empty.reserved
+            empty.vanish()
         if not queue.batches:
             self._active.pop(queue, None)
         return bool(queue.batches)
@@ -471,6 +465,7 @@ class Accumulator(Generic[F]):
         batch = queue.batches.popleft()
         if queue.open is batch:
             queue.open = None
+        batch.seal()
         self.used -= batch.room
         batch.reserved -= batch.room
         batch.room = 0

@@ -1,7 +1,8 @@
 """Record batches on their way to the log, and what has become of them.
 
-A batch is filled in one of two ways: :class:`RowBatch` record by record, :class:`BulkBatch` by whole columns.
-Both add with a single C call, so that a Ctrl-C can never leave a key without its value.
+A batch is filled in one of two ways: :class:`~logstore._core.row_batch.RowBatch` record by record,
+:class:`BulkBatch` by whole columns, with a single C call, so that a Ctrl-C can never leave a key without its
+value.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from logstore._core.calls import AppendBatch, AppendResult
 from logstore._core.sequences import Number
 from logstore._core.stamps import Stamps
 from logstore.errors import LogstoreError
-from logstore.records import CREATE_TIME, LOG_APPEND_TIME, BatchMetadata, Header, RecordMetadata
+from logstore.records import BatchMetadata, Header
 
 if TYPE_CHECKING:
     from logstore._core.queues import PartitionQueue
@@ -27,7 +28,6 @@ __all__ = [
     "Batch",
     "BulkBatch",
     "Columns",
-    "RowBatch",
     "headers_size",
 ]
 
@@ -130,8 +130,11 @@ class Batch:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def seal(self) -> None:
+        """No further records: from now on they are what they are.  The lock must be held."""
+
     def columns(self) -> Columns:
-        """The records.  Not after :meth:`release`."""
+        """The records.  Once it is sealed, and not after :meth:`release`."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -184,6 +187,12 @@ class Batch:
         self.error = error
         self.done = True
 
+    def vanish(self) -> None:
+        """There is no record in it.  The lock must be held."""
+        self.done = True
+        if self.event is not None:
+            self.event.set()
+
     def _numbered(self, row: AppendBatch, start: int = 0) -> AppendBatch:
         if self.number is None:
             return row
@@ -213,69 +222,6 @@ class Batch:
             None if keys[0] is None and keys.count(None) == count else ByteaArray(keys, key_lengths),
             None if values[0] is None and values.count(None) == count else ByteaArray(values, value_lengths),
             *_header_columns(headers),
-        )
-
-
-class RowBatch(Batch):
-    """A batch that ``send`` fills; each record has a future, which knows its place here."""
-
-    __slots__ = ("changes", "headers", "key_sizes", "records", "stamp", "timestamps", "value_sizes")
-
-    def __init__(self, queue: PartitionQueue, lock: Any) -> None:
-        super().__init__(queue, lock)
-        self.records: list[Any] = []
-        """key, value, key, value, …: a record's place is where its key is."""
-        self.stamp = -1
-        """The time stamp of the last record."""
-        self.changes: list[tuple[int, int]] = []
-        """Where that changed: place and new time stamp."""
-        self.headers: dict[int, Headers] = {}
-        """By place."""
-        self.timestamps: Sequence[int] = ()
-        self.key_sizes: Sequence[int] = ()
-        self.value_sizes: Sequence[int] = ()
-
-    def __len__(self) -> int:
-        return self.count or len(self.records) // 2
-
-    def columns(self) -> Columns:
-        records = self.records
-        places = range(0, len(records), 2)
-        return Columns(
-            records[0::2],
-            records[1::2],
-            Stamps(((place >> 1, stamp) for place, stamp in self.changes), len(places)),
-            [self.headers.get(place) for place in places] if self.headers else None,
-        )
-
-    def lengths(self, columns: Columns) -> tuple[list[int] | None, list[int] | None]:
-        keys, values = _lengths(columns.keys), _lengths(columns.values)
-        # Kept: the metadata of each record needs them.
-        self.timestamps = columns.timestamps
-        self.key_sizes = keys or _sizes(columns.keys)
-        self.value_sizes = values or _sizes(columns.values)
-        return keys, values
-
-    def release(self) -> None:
-        self.count = len(self)
-        self.records = []
-        self.changes = []
-        self.headers = {}
-        self.prepared = None
-
-    def metadata(self, place: int) -> RecordMetadata:
-        """Where the record at ``place`` is, once the batch is done without an error."""
-        queue, index = self.queue, place >> 1
-        by_server = self.append_time >= 0
-        return RecordMetadata(
-            queue.topic.name,
-            queue.partition,
-            -1 if self.base_offset < 0 else self.base_offset + index,
-            self.append_time if by_server else self.timestamps[index],
-            LOG_APPEND_TIME if by_server else CREATE_TIME,
-            self.key_sizes[index],
-            self.value_sizes[index],
-            self.throttle_ms,
         )
 
 
@@ -316,17 +262,6 @@ class BulkBatch(Batch):
         offset = -1 if self.base_offset < 0 else self.base_offset + start
         topic, partition = self.queue.topic.name, self.queue.partition
         return BatchMetadata(topic, partition, offset, count, self.append_time, self.throttle_ms)
-
-
-def _lengths(column: Sequence[bytes | None]) -> list[int] | None:
-    try:
-        return list(map(len, column))  # type: ignore[arg-type]
-    except TypeError:  # a None among them
-        return None
-
-
-def _sizes(column: Sequence[bytes | None]) -> list[int]:
-    return [-1 if item is None else len(item) for item in column]
 
 
 def _header_columns(

@@ -179,6 +179,8 @@ class HeldRecords(Accumulator[F]):
         self.addressable = {}
         self.held = []
         for queue in list(self._active):
+            for batch in queue.batches:
+                batch.seal()
             self.held += [batch for batch in queue.batches if len(batch)]
             self._empty(queue)
         for batch in self.held:

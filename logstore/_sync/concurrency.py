@@ -22,7 +22,6 @@ __all__ = [
     "Promise",
     "Task",
     "breathe",
-    "let_go",
     "offload",
     "sleep",
     "spawn",
@@ -36,7 +35,7 @@ COLOUR: Final = "sync"
 Lock = threading.RLock
 """Guards state that several threads touch.
 
-It knows who holds it, which :func:`let_go` needs; nobody takes it twice.
+It knows who holds it, so that tests can ask; nobody takes it twice.
 """
 
 Mutex = threading.Lock
@@ -44,12 +43,6 @@ Mutex = threading.Lock
 
 ATTENTION_S: Final = 0.2
 """How late the main thread notices a Ctrl-C, at worst."""
-
-
-def let_go(lock: Lock) -> None:
-    """Release ``lock`` if this thread holds it: for whoever Ctrl-C stopped somewhere around taking it."""
-    with suppress(RuntimeError):
-        lock.release()
 
 
 class Event:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, Self, TypeVar
 
-from logstore._core.batch import Batch, BulkBatch, RowBatch
+from logstore._core.batch import Batch, BulkBatch
+from logstore._core.row_batch import RowBatch
 from logstore._sync.concurrency import Event, Promise
 from logstore.errors import IllegalStateError, LogstoreError, RequestTimedOutError
 from logstore.records import BatchMetadata, RecordMetadata

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from time import monotonic, time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from logstore import Producer, SendFuture
 from logstore._core.accumulator import Accumulator
 from logstore._core.batch import Batch
-from logstore.errors import ClientClosedError, LogstoreError
+from logstore.errors import ClientClosedError, LogstoreError, RetriableError
 from tests.support.appender import Appender
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock
 from tests.support.programs import eventually
@@ -81,6 +82,61 @@ def test_threads_that_send_at_once_each_keep_their_order(database: str, appender
         wanted = [b"%d %d" % (thread, number) for number in range(400) if number % 4 < 2]
         found = [future.get(0) for future in futures[thread]]
         assert [at[each.partition, each.offset] for each in found] == wanted
+
+
+def test_keyed_records_of_many_threads_are_there_once_and_in_order(database: str, appender: Appender) -> None:
+    """They are added without the lock, while lanes take the batches away."""
+    appender.create("t", 2)
+    futures: dict[int, list[SendFuture]] = defaultdict(list)
+    with Producer(database, linger_ms=0, batch_size=300) as producer:
+
+        def send(thread: int) -> None:
+            key = b"%d" % thread
+            futures[thread] = [producer.send("t", b"%d" % number, key) for number in range(1500)]
+
+        assert together(*(lambda thread=thread: send(thread) for thread in range(4))) == []
+        producer.flush()
+    by_thread: dict[int, list[int]] = defaultdict(list)
+    at: dict[tuple[int, int], tuple[bytes | None, bytes | None]] = {}
+    for partition, offset, key, value in records(database, "t"):
+        by_thread[int(key or b"")].append(int(value or b""))
+        at[partition, offset] = key, value
+    for thread in range(4):
+        assert by_thread[thread] == list(range(1500))
+        found = [future.get(0) for future in futures[thread]]
+        wanted = [(b"%d" % thread, b"%d" % number) for number in range(1500)]
+        assert [at[each.partition, each.offset] for each in found] == wanted
+
+
+def test_record_whose_batch_is_taken_away_goes_with_the_next(
+    database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is taken in the middle of send(), between its place and its record."""
+    appender.create("t", 1)
+    with Producer(database, linger_ms=60_000) as producer:
+        first = producer.send("t", b"first", b"k")
+        taken: list[Batch] = []
+
+        def steal() -> float:
+            monkeypatch.undo()
+            with producer._lock:
+                producer._accumulator.urgent += 1
+                taken.extend(producer._accumulator.drain(monotonic(), 1))
+                producer._accumulator.urgent -= 1
+            return time()
+
+        monkeypatch.setattr("logstore._sync.producer.time", steal)
+        second = producer.send("t", b"second", b"k")
+        assert [batch is first.batch for batch in taken] == [True]
+        assert second.batch is not first.batch
+        third = producer.send("t", b"third", b"k")
+        with producer._lock:
+            for batch in taken:
+                assert len(batch) == 1
+                assert producer._accumulator.retry(batch, RetriableError("again"), monotonic(), at_once=True)
+        producer.flush()
+        assert [future.get(0).offset for future in (first, second, third)] == [0, 1, 2]
+    assert [value for _, _, _, value in records(database, "t")] == [b"first", b"second", b"third"]
 
 
 def test_flush_waits_for_what_was_sent_before_and_for_nothing_else(database: str, appender: Appender) -> None:

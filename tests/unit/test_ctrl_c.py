@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from logstore._sync.concurrency import Condition, Event, Lock, let_go
+from logstore._sync.concurrency import Condition, Event, Lock
 
 
 class StruckLock:
@@ -75,23 +75,3 @@ def test_event_wakes_those_who_wait_and_those_who_come_later() -> None:
     assert seen == [True] * 3
     assert event.is_set()
     assert event.wait(0)
-
-
-def test_only_ones_own_lock_is_let_go_of() -> None:
-    lock = Lock()
-    let_go(lock)
-    lock.acquire()
-    other = threading.Thread(target=let_go, args=(lock,))
-    other.start()
-    other.join()
-    taken: list[bool] = []
-
-    def take() -> None:
-        taken.append(lock.acquire(blocking=False))
-
-    for _ in range(2):
-        thread = threading.Thread(target=take)
-        thread.start()
-        thread.join()
-        let_go(lock)
-    assert taken == [False, True]

@@ -16,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from logstore._core.accumulator import Accumulator
 from logstore._core.backoff import Backoff
-from logstore._core.batch import Batch, RowBatch
+from logstore._core.batch import Batch
 from logstore._core.calls import AppendBatch, AppendResult, TopicMetadata
 from logstore._core.partitioner import crc32_partition
 from logstore._core.queues import Limits
+from logstore._core.row_batch import RowBatch
 from logstore._core.sequences import LAST_EPOCH, Number, Numbering
 from logstore._sync.sender import GRACE_S, Sender
 from logstore._sync.session import Session
