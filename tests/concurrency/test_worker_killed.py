@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long
 
 POINTS = (
     # A table is about to go; the catalog must not have forgotten it.
-    Point(Blow.BEFORE, 1, rb"drop_leaf|drop table"),
+    Point(Blow.BEFORE, 1, rb"drop_leaf|drop table logstore.b_1_"),
     # A file is there that nobody knows to be whole.
     Point(Blow.BEFORE, 0, rb"finish_copy"),
     Point(Blow.SESSION, 0, rb"detach partition"),

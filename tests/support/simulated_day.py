@@ -57,8 +57,9 @@ CATALOG: Final = (
 VACUUMED_EVERY: Final = 6
 """Ticks."""
 WASTE: Final = 0.5
+"""How much that has expired may lie beside what is kept, as a part of that."""
 FLAT: Final = 1.10
-"""How much larger PostgreSQL's catalog may be in the end than at half time."""
+"""How much larger PostgreSQL's catalog may be in the end than at half time, for as many segments."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +295,8 @@ def _look(session: Session, now: int, topics: Sequence[Topic], cost: float, empt
     )
     if dead:
         day.problems.append(f"dead tuples: {dead}")
-    _, (_, smaller), _, (_, larger) = day.catalog[-4:]
-    if larger > FLAT * smaller:
+    _, (before, smaller), _, (tables, larger) = day.catalog[-4:]
+    if larger > FLAT * smaller * max(1, tables / before):
         day.problems.append(f"the catalog has grown from {smaller} to {larger} bytes")
 
 
