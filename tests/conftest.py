@@ -6,11 +6,17 @@ testcontainers).  ``database`` is a fresh database with the schema in it.  A tes
 ``conformance``, or one marked ``every_server``, gets one on each kind of server that is there, unless it is
 marked ``one_server``.
 
-On the chosen server such a test runs in both colours.  On PostgreSQL 15 and behind PgBouncer it runs in one,
-half of the tests in each: servers differ in SQL, colours in their drivers, and both drivers meet every server
-in a hundred tests and more.  What is about the pooler itself asks for ``pgbouncer_dsn`` and runs in both.
-With ``--all`` (``make test-all``) everything runs on everything, and tests that have a short and a long
-version run the long one (fixture ``long_version``).
+What that would come to is too much for everybody's `make test`, so there:
+
+* A conformance test runs on the chosen server in both colours, and in one colour on PostgreSQL 15 or behind
+  PgBouncer: servers differ in SQL, the colours in their drivers.
+* A test of ``sql`` runs on PostgreSQL 15 or on the chosen server, where everything else runs.
+* Tests marked ``every_server`` run on all of them: those of what the planner does, of locks and of DDL.  What
+  is about the pooler itself asks for ``pgbouncer_dsn``.
+
+A number made of the test's name decides which.  With ``--all`` (``make test-all``) everything runs on
+everything in both colours, and tests that have a short and a long version run the long one (fixture
+``long_version``).
 
 Tests marked ``long`` begin first, or the last of them would run alone at the end.
 """
@@ -91,16 +97,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _redundant(item: pytest.Item) -> bool:
-    """The other colour runs this test on this server."""
+    """It runs on another server, or in the other colour."""
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     kind, colour = item.callspec.params.get("database"), item.callspec.params.get("colour")
-    if kind in (None, "postgres") or colour not in COLOURS:
-        return False
+    release = item.callspec.params.get("release")
+    everywhere = item.get_closest_marker("every_server") is not None
     ours = {*KINDS, *(each.name for each in COLOURS)}
     words = [word for word in item.callspec.id.split("-") if word not in ours]
-    choice = zlib.crc32("-".join([item.originalname, *words]).encode()) + (kind == "postgres15")
-    return colour is not COLOURS[choice % 2]
+    number = zlib.crc32("-".join([item.originalname, *words]).encode())
+    if release is not None:
+        both_are_there = item.config.getoption("--postgres") == "embedded" and _postgres15_is_there()
+        return both_are_there and not everywhere and release != KINDS[number % 2]
+    if kind in (None, "postgres"):
+        return False
+    if not everywhere and kind != KINDS[1 + number % 2]:
+        return True
+    return colour in COLOURS and colour is not COLOURS[number // 2 % 2]
 
 
 def _long_ones_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
@@ -120,6 +133,10 @@ def _long_ones_first(items: list[pytest.Item], processes: int) -> list[pytest.It
         ordered += mine + rest[:short]
         del rest[:short]
     return ordered + rest
+
+
+def _postgres15_is_there() -> bool:
+    return (POSTGRES15 / "initdb").exists()
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +180,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def postgres15() -> Iterator[Server]:
     """The oldest server we support, from Debian's package."""
-    if not (POSTGRES15 / "initdb").exists():
+    if not _postgres15_is_there():
         pytest.skip("PostgreSQL 15 is not installed (Debian: postgresql-15)")
     with servers.embedded(POSTGRES15) as found:
         yield found

@@ -9,6 +9,8 @@ import pytest
 from logstore.workers import reclaim
 from tests.support.sqllog import Connect, Session, append, refused, rows, value, wait_until, waits_for_lock
 
+pytestmark = pytest.mark.every_server
+
 LEAVES = "SELECT count(*) FROM pg_class WHERE relname ~ '^b_' AND relkind IN ('r', 'p')"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.sqllog import Connect, Session, append, rows, value
 
+pytestmark = pytest.mark.every_server
+
 
 def dead(session: Session) -> dict[str, int]:
     session.execute("SELECT pg_stat_force_next_flush()")

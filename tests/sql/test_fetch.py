@@ -11,6 +11,8 @@ import pytest
 from tests.support.servers import Server
 from tests.support.sqllog import Session, append, rows, value
 
+pytestmark = pytest.mark.every_server
+
 Row = tuple[int, int | None, int | None, int | None, int | None]
 MUCH = 50_000_000
 

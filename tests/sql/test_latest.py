@@ -7,6 +7,8 @@ import pytest
 from tests.support.compacting import all_records, close_segments, compact, create, keyed
 from tests.support.sqllog import NOW_MS, Session, refused, rows, value
 
+pytestmark = pytest.mark.every_server
+
 LATEST = 'SELECT partition, "offset", value FROM latest(%s, %s::text)'
 
 

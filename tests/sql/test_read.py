@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.sqllog import Session, append, refused, rows, value
 
+pytestmark = pytest.mark.every_server
+
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 EPOCH_MS = int(EPOCH.timestamp() * 1000)
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.sqllog import NOW_MS, Connect, Session, append, rows, value
 
+pytestmark = pytest.mark.every_server
+
 TEXTS: list[tuple[bytes | None, str | None, Any]] = [
     (None, None, None),
     (b"", "", None),

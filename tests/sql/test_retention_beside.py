@@ -13,6 +13,8 @@ import pytest
 from logstore.workers import reclaim, retention, roll
 from tests.support.sqllog import Connect, Session, append, refused, rows, value, wait_until, waits_for_lock
 
+pytestmark = pytest.mark.every_server
+
 CONFIGS = {"segment.bytes": "100", "retention.ms": "-1", "file.delete.delay.ms": "0"}
 LEAVES = "SELECT count(*) FROM pg_class WHERE relname ~ '^b_[0-9]+_' AND relkind = 'r'"
 

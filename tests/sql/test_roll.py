@@ -6,7 +6,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from tests.support.sqllog import Connect, Session, append, rows, value
+
+pytestmark = pytest.mark.every_server
 
 SEALED = """
     SELECT segment, partition, first_offset, last_offset, bytes

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.sqllog import Session, append, refused, rows, value
 
+pytestmark = pytest.mark.every_server
+
 
 def created(session: Session, segment_bytes: int) -> int:
     topic: int = value(
