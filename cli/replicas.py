@@ -141,9 +141,14 @@ def print_partitions(found: Sequence[PartitionReplicas], *, json: bool) -> None:
 
 def line(partition: PartitionReplicas) -> str:
     """The copies of a topic's partitions in one line."""
-    text = f"leader {partition.leader}, replicas {_names(partition.replicas) or 'unknown'}"
+    text = f"leader {partition.leader}, "
+    if partition.replicas == [partition.leader]:
+        text += "no followers"
+    else:
+        text += f"replicas {_names(partition.replicas) or 'unknown'}"
+        text += f", in sync {_names(partition.in_sync) or 'unknown'}"
     why = _why(partition)
-    return f"{text}, in sync {_names(partition.in_sync) or 'unknown'}" + (f" ({why})" if why else "")
+    return text + (f" ({why})" if why else "")
 
 
 def _names(names: list[str] | None) -> str | None:

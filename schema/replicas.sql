@@ -15,7 +15,7 @@ declare
     follows constant boolean := pg_is_in_recovery();
     own_address constant text := host(inet_server_addr()) || ':' || current_setting('port');
     own_name constant text := coalesce(nullif(current_setting('logstore.server', true), ''),
-        nullif(current_setting('cluster_name'), ''), own_address, case when follows then 'follower' else 'leader' end);
+        nullif(current_setting('cluster_name'), ''), own_address, 'local');
     own_rack constant text := nullif(current_setting('logstore.rack', true), '');
     written pg_lsn;
     ready pg_lsn;

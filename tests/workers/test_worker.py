@@ -381,6 +381,8 @@ def test_health_and_numbers_over_http(bench: Bench) -> None:
         assert numbers["logstore_worker_healthy"] == "1"
         assert int(numbers['logstore_job_runs_total{job="job"}']) >= 2
         assert int(numbers['logstore_job_result_total{job="job",what="things"}']) % 5 == 0
+        assert numbers["logstore_replicas_known"] == numbers['logstore_replicas{state="running"}'] == "1"
+        assert numbers["logstore_under_replicated_partitions"] == "0"
         assert get("/other")[0] == 404
         with psycopg.connect(bench.dsn, autocommit=True) as connection:
             connection.execute("UPDATE logstore.alembic_version SET version_num = '9999'")
