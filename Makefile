@@ -75,8 +75,9 @@ prove: $(VENV)/.dev ## Hold the guarantees against random faults, at length (hal
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 .PHONY: test-cluster
-test-cluster: $(VENV)/.dev ## Failovers of a real Patroni group on this machine (minutes)
-	LOGSTORE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
+test-cluster: $(VENV)/.dev ## Failovers of a real Patroni group on this machine, and a storm (half an hour; SEED=, FAULTS=)
+	LOGSTORE_TEST_CLUSTER=1 LOGSTORE_TEST_SEED=$(SEED) LOGSTORE_TEST_FAULTS=$(FAULTS) \
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)

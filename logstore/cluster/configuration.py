@@ -161,7 +161,7 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
             "connect_address": f"{HOST}:{plan.doors.get(f'{name}/api', api)}",
             "authentication": {"username": API, "password": plan.passwords[API]},
         },
-        "etcd3": {"hosts": f"{HOST}:{plan.doors.get(ETCD, plan.etcd_port)}", "use_proxies": True},
+        "etcd3": {"hosts": f"{HOST}:{plan.doors.get(f'{name}/{ETCD}', plan.etcd_port)}", "use_proxies": True},
         "bootstrap": {
             "dcs": {
                 **RULES,

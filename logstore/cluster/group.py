@@ -34,6 +34,8 @@ START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 90.0
 SWITCHOVER_TIMEOUT_S: Final = 60.0
 _NEEDED_BYTES: Final = 200 << 20
+_TAKES_OVER_S: Final = 5.0
+"""For so long whoever is not to lead stands still."""
 
 
 class LocalCluster:
@@ -389,7 +391,7 @@ class LocalCluster:
         """Let a follower lead: ``to``, or any that is in sync.  Answers who led and who leads now.
 
         Nothing acknowledged is lost: the leader stops, and the follower takes over when it has everything.
-        Towards a certain follower it takes some seconds longer: Patroni lets the others wait for that one.
+        Raises :class:`ClusterError` when ``to`` does not lead in the end.
         """
         plan, found = self.layout.read_plan(), self._running()
         before = found.leader
@@ -401,13 +403,7 @@ class LocalCluster:
             raise ClusterError(f"{to} cannot lead: it is no follower in sync. Those that are: {able}.")
         if not candidates:
             raise ClusterError("No follower is in sync: nobody can take over.")
-        if to is None:
-            self._step_down(plan, before, timeout_s)
-        else:
-            names = {"leader": before.name, "candidate": to}
-            status, words = rest.order(plan, before.name, "/switchover", names, timeout_s=timeout_s)
-            if status not in (200, 202):
-                raise ClusterError(f"{before.name} did not hand over to {to}: {words or status}.")
+        self._step_down(plan, before, to, timeout_s)
 
         def done() -> bool:
             leader = self.status().leader
@@ -416,20 +412,61 @@ class LocalCluster:
         if not wait_until(done, timeout_s):
             raise ClusterError(f"{before.name} handed over, and nobody leads after {timeout_s:.0f} s.")
         after = self.status().leader
+        if to is not None and after is not None and after.name != to:
+            raise ClusterError(f"{before.name} handed over to {after.name}: {to} did not have everything.")
         return before.name, after.name if after else to or ""
 
-    def _step_down(self, plan: Plan, leader: MemberStatus, timeout_s: float) -> None:
+    def _step_down(self, plan: Plan, leader: MemberStatus, to: str | None, timeout_s: float) -> None:
         """Stop the leader's PostgreSQL, which sends its followers everything before it ends, and let go of
-        its key: Patroni elects another at once, and starts the old one as a follower.
+        its key, in favour of ``to`` if that has everything: Patroni elects another at once, and starts the
+        old one as a follower.  Patroni's own switchover takes some seconds longer.
         """
+        place = self.layout.place(leader.name)
         try:
             with psycopg.connect(self.layout.member_dsn(plan, leader.name), autocommit=True) as connection:
                 # The one that is written while nobody leads is short then.
                 connection.execute("CHECKPOINT")
         except psycopg.Error as error:
             raise ClusterError(f"The leader {leader.name} does not answer: {error}") from error
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(leader.pid, signal.SIGINT)
-        if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
-            raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
-        release(json.loads(self.layout.place(leader.name).configuration.read_text()))
+        # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end; those
+        # that are not to lead would wait for two seconds before they follow, and nobody would be in sync.
+        others = [name for name in plan.members if to is not None and name != to]
+        with processes.held_up([self.layout.place(name) for name in others or [leader.name]]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader.pid, signal.SIGINT)
+            if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
+                raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
+            able = to is not None and self._has_everything(plan, to, leader.name)
+            release(json.loads(place.configuration.read_text()), in_favour_of=to if able else None)
+            if able and to is not None:
+                wait_until(lambda: self._leads(plan, to), _TAKES_OVER_S)
+
+    @staticmethod
+    def _leads(plan: Plan, name: str) -> bool:
+        seen = rest.members_seen(plan, only=name).get(name)
+        return seen is not None and seen.leads
+
+    def _has_everything(self, plan: Plan, name: str, former: str) -> bool:
+        """The follower has received the write-ahead log of the stopped leader to its end."""
+        try:
+            with psycopg.connect(self.layout.member_dsn(plan, name), autocommit=True) as connection:
+                row = connection.execute(
+                    "SELECT pg_last_wal_receive_lsn() > %s::pg_lsn", [self._shutdown(former)]
+                ).fetchone()
+        except (psycopg.Error, OSError):
+            return False
+        return bool(row and row[0])
+
+    def _shutdown(self, name: str) -> str | None:
+        """Where the last record in the write-ahead log of a stopped member begins."""
+        data = self.layout.place(name).data
+        programs = configuration.find_programs(int((data / "PG_VERSION").read_text())).postgres
+        said = subprocess.run(
+            [programs.directory / "pg_controldata", data],
+            env={**programs.environment(), "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        lines = (line.partition(":") for line in said.splitlines())
+        return next((value.strip() for what, _, value in lines if what == "Latest checkpoint location"), None)

@@ -84,8 +84,8 @@ class Plan:
     passwords: dict[str, str] = field(default_factory=dict, repr=False)
     """Of the roles, and of whoever may give Patroni orders."""
     doors: dict[str, int] = field(default_factory=dict)
-    """Where the members find each other's PostgreSQL (``pg1``), Patroni (``pg1/api``) and ``etcd`` if
-    somebody stands in between, as tests do who cut them off from each other; empty: at the ports."""
+    """Where a member's PostgreSQL (``pg1``) and Patroni (``pg1/api``) are found by the others, and etcd by it
+    (``pg1/etcd``), if somebody stands in between, as tests do who cut them off; empty: at the ports."""
 
     @classmethod
     def make(cls, replicas: int, settings: Mapping[str, str]) -> Plan:

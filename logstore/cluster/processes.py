@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from logstore.cluster.layout import Place
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["discard", "end", "kill", "of"]
+__all__ = ["discard", "end", "held_up", "kill", "of"]
 
 _PROGRAMS: Final = frozenset(
     {"postgres", "etcd", "initdb", "pg_basebackup", "pg_rewind", "pg_ctl", "pg_controldata"}
@@ -60,6 +60,25 @@ def kill(place: Place, patience_s: float = 10.0) -> int:
         if psutil.wait_procs(found, timeout=patience_s)[1]:
             break
     return killed
+
+
+@contextmanager
+def held_up(places: Iterable[Place]) -> Iterator[None]:
+    """The Patroni of each of these members stands still inside."""
+    import psutil
+
+    stopped = [
+        process for place in places for process in of(place) if str(place.configuration) in process.cmdline()
+    ]
+    try:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def discard(place: Place, patience_s: float = 5.0) -> int:

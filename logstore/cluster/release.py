@@ -26,19 +26,26 @@ __all__ = ["main", "release"]
 _TIMEOUT_S: Final = 3.0
 
 
-def release(document: Mapping[str, Any]) -> bool | None:
+def release(document: Mapping[str, Any], *, in_favour_of: str | None = None) -> bool | None:
     """Let go of the key of the member that ``document``, Patroni's configuration, describes.
 
+    ``in_favour_of``: the member that is to lead, while it is well; for whoever knows that it has everything.
     Whether there was something to let go of; None when no etcd answered.
     """
     if _lives(Path(document["postgresql"]["data_dir"])):
         return False
-    key = f"/{str(document.get('namespace') or 'service').strip('/')}/{document['scope']}/leader"
+    group = f"/{str(document.get('namespace') or 'service').strip('/')}/{document['scope']}"
+    key = f"{group}/leader"
+    orders: list[Any] = [{"requestDeleteRange": {"key": _text(key)}}]
+    if in_favour_of is not None:
+        # What Patroni keeps of a switchover that was asked of it.
+        said = json.dumps({"leader": document["name"], "member": in_favour_of})
+        orders.insert(0, {"requestPut": {"key": _text(f"{group}/failover"), "value": _text(said)}})
     body = {
         "compare": [
             {"target": "VALUE", "result": "EQUAL", "key": _text(key), "value": _text(document["name"])}
         ],
-        "success": [{"requestDeleteRange": {"key": _text(key)}}],
+        "success": orders,
     }
     etcd = document["etcd3"]
     for host, port in _hosts(etcd):
@@ -48,8 +55,8 @@ def release(document: Mapping[str, Any]) -> bool | None:
         ):
             headers = {"Content-Type": "application/json"}
             if etcd.get("username"):
-                said = {"name": etcd["username"], "password": etcd.get("password", "")}
-                headers["Authorization"] = str(_post(c, "/v3/auth/authenticate", said, headers)["token"])
+                names = {"name": etcd["username"], "password": etcd.get("password", "")}
+                headers["Authorization"] = str(_post(c, "/v3/auth/authenticate", names, headers)["token"])
             return bool(_post(c, "/v3/kv/txn", body, headers).get("succeeded"))
     return None
 

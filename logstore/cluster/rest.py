@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from logstore.cluster.layout import API, HOST, Plan
+from logstore.cluster.layout import HOST, Plan
 
-__all__ = ["Seen", "etcd_answers", "members_seen", "order"]
+__all__ = ["Seen", "etcd_answers", "members_seen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +41,28 @@ class Seen:
         )
 
 
-def _ask(
-    port: int, method: str, path: str, body: Any = None, *, password: str = "", timeout_s: float = 2.0
-) -> tuple[int, str]:
+def _ask(port: int, path: str, *, timeout_s: float) -> tuple[int, str]:
     """Status and text; (0, reason) when nobody answers."""
-    headers = {"Content-Type": "application/json"}
-    if password:
-        headers["Authorization"] = "Basic " + base64.b64encode(f"{API}:{password}".encode()).decode()
     try:
         with closing(http.client.HTTPConnection(HOST, port, timeout=timeout_s)) as connection:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as exc:
         return 0, str(exc) or type(exc).__name__
 
 
-def members_seen(plan: Plan, *, timeout_s: float = 1.0) -> dict[str, Seen]:
-    """What the Patroni of each member says of it; those that do not answer are left out.
+def members_seen(plan: Plan, *, only: str | None = None, timeout_s: float = 1.0) -> dict[str, Seen]:
+    """What the Patroni of each member, or of one, says of it; those that do not answer are left out.
 
     Asked of each, and not of one for all: that would need etcd, and what is kept there of a member that died
     outlives it for a while.
     """
     seen = {}
     for name, port in plan.api_ports.items():
-        _, text = _ask(port, "GET", "/patroni", timeout_s=timeout_s)
+        if only not in (None, name):
+            continue
+        _, text = _ask(port, "/patroni", timeout_s=timeout_s)
         with suppress(ValueError):
             document = json.loads(text)
             if isinstance(document, dict) and "state" in document:
@@ -74,11 +70,6 @@ def members_seen(plan: Plan, *, timeout_s: float = 1.0) -> dict[str, Seen]:
     return seen
 
 
-def order(plan: Plan, member: str, path: str, body: Any, *, timeout_s: float) -> tuple[int, str]:
-    """Give the Patroni of ``member`` an order; its status and words."""
-    return _ask(plan.api_ports[member], "POST", path, body, password=plan.passwords[API], timeout_s=timeout_s)
-
-
 def etcd_answers(plan: Plan) -> bool:
-    status, text = _ask(plan.etcd_port, "GET", "/health", timeout_s=1.0)
+    status, text = _ask(plan.etcd_port, "/health", timeout_s=1.0)
     return status == 200 and '"true"' in text

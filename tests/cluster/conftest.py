@@ -1,7 +1,7 @@
 """Local clusters for tests.
 
-``make test`` runs :mod:`test_smoke` only, ``make test-cluster``, which sets LOGSTORE_TEST_CLUSTER, the rest
-too.
+``make test`` runs :mod:`test_smoke` and :mod:`test_short_storm` only, ``make test-cluster``, which sets
+LOGSTORE_TEST_CLUSTER, the rest too.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ __all__ = ["Crew", "Hand", "spy"]
 
 LOOKS_APART_S: Final = 0.1
 MANY_BYTES: Final = 1 << 20
-JOIN_S: Final = 150.0
+JOIN_S: Final = 260.0
 
 
 def spy(plan: Plan, name: str, stop: Stop) -> None:

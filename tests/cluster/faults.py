@@ -25,7 +25,7 @@ from tests.cluster.relay import CLIENT, HOW, How
 from tests.cluster.topology import PATIENCE_S, Topology
 from tests.support.programs import eventually
 
-__all__ = ["FAULTS", "Fault", "Scene"]
+__all__ = ["FAULTS", "Fault", "Scene", "signal_all"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ def one_of(names: Iterable[str], draw: float) -> str:
     return found[int(draw * len(found))]
 
 
+def signal_all(targets: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in targets:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 # ---- death
 
 
@@ -99,7 +105,7 @@ def postmaster_killed(scene: Scene, chance: random.Random) -> Iterator[str]:
     """kill -9 of PostgreSQL alone: its Patroni sees it."""
     leads, draw = chance.random() < 0.5, chance.random()
     name = scene.top.leader() if leads else one_of(scene.top.followers(), draw)
-    _signal(scene.top.postmaster(name), signal.SIGKILL)
+    signal_all(scene.top.postmaster(name), signal.SIGKILL)
     yield f"{name} ({'leader' if leads else 'follower'})"
 
 
@@ -107,7 +113,7 @@ def postmaster_killed(scene: Scene, chance: random.Random) -> Iterator[str]:
 def walreceiver_killed(scene: Scene, chance: random.Random) -> Iterator[str]:
     draw = chance.random()
     name = one_of(scene.top.followers(), draw)
-    _signal(scene.top.walreceiver(name), signal.SIGKILL)
+    signal_all(scene.top.walreceiver(name), signal.SIGKILL)
     yield name
 
 
@@ -115,7 +121,7 @@ def walreceiver_killed(scene: Scene, chance: random.Random) -> Iterator[str]:
 def patroni_killed(scene: Scene, chance: random.Random) -> Iterator[str]:
     draw = chance.random()
     name = one_of(scene.top.members, draw)
-    _signal(scene.top.patroni(name), signal.SIGKILL)
+    signal_all(scene.top.patroni(name), signal.SIGKILL)
     yield name
 
 
@@ -178,17 +184,11 @@ def etcd_stopped(scene: Scene, chance: random.Random) -> Iterator[str]:
 
 
 def _stopped(name: str, stopped: list[psutil.Process]) -> Iterator[str]:
-    _signal(stopped, signal.SIGSTOP)
+    signal_all(stopped, signal.SIGSTOP)
     try:
         yield name
     finally:
-        _signal(stopped, signal.SIGCONT)
-
-
-def _signal(targets: Iterable[psutil.Process], number: signal.Signals) -> None:
-    for process in targets:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+        signal_all(stopped, signal.SIGCONT)
 
 
 # ---- replication
@@ -320,7 +320,7 @@ def _waits_ended(scene: Scene, end: LiteralString, how: How, *, then_killed: boo
 
     # A Patroni that lost its followers says so in etcd, and then none of them may take over.
     patroni = scene.top.patroni(leader) if then_killed else []
-    _signal(patroni, signal.SIGSTOP)
+    signal_all(patroni, signal.SIGSTOP)
     scene.top.relay.cut(pairs, how)
     thread = threading.Thread(target=end_waits)
     thread.start()
@@ -333,7 +333,7 @@ def _waits_ended(scene: Scene, end: LiteralString, how: How, *, then_killed: boo
         done.set()
         thread.join()
         scene.top.relay.heal()
-        _signal(patroni, signal.SIGCONT)
+        signal_all(patroni, signal.SIGCONT)
     if then_killed:
         with contextlib.suppress(AssertionError):
             eventually(lambda: any(each != leader for each in scene.top.leaders()), "another leads", 30)

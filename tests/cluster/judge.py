@@ -15,7 +15,7 @@ from tests.history.record import Op
 
 __all__ = ["Progress", "judge", "longest_gap"]
 
-STUCK_S: Final = 120.0
+STUCK_S: Final = 240.0
 
 
 class Progress:

@@ -1,14 +1,15 @@
 """The network of a local cluster: every connection between its parts goes through here and can be cut.
 
-A listener stands before each member's PostgreSQL, each member's Patroni and etcd, and another one, for
-clients, before each PostgreSQL.  Which member calls is found out from the system: the socket at the other end
-belongs to a process, and a member's processes work in the member's directory.  So any two parties can be cut
-off from each other, without root and without network namespaces (which would need an address of its own for
-every member, and root, or a user namespace around everything, to be told who may talk to whom).
+A door stands before each member's PostgreSQL and before its Patroni, for the others, and one before each
+PostgreSQL for clients; each member has a door of its own to etcd.  Which member comes by a door that several
+use is found out from the system: the socket at the other end belongs to a process, and a member's processes
+work in the member's directory.  So any two parties can be cut off from each other without root and without
+network namespaces, which would need an address of its own for every member.
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
@@ -16,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
-__all__ = ["CLIENT", "HOW", "How", "Relay"]
+__all__ = ["CLIENT", "HOW", "Door", "How", "Relay"]
 
 HOST: Final = "127.0.0.1"
 CLIENT: Final = "client"
@@ -30,6 +31,17 @@ How = Literal["silent", "deaf", "mute", "reset"]
 pass, calls do not (followers get the log, and cannot say so); ``reset``: every connection is closed, and
 every new one."""
 HOW: Final[tuple[How, ...]] = ("silent", "deaf", "mute", "reset")
+
+
+class Door(NamedTuple):
+    """A port that leads to another one."""
+
+    name: str
+    caller: str | None
+    """Who comes by it; None: that has to be found out."""
+    callee: str
+    port: int
+    """Where it leads to."""
 
 
 @dataclass
@@ -53,20 +65,19 @@ class _Pair:
 
 
 class Relay:
-    """``targets``: the port of each server, by name (``pg1``, ``pg1/api``, ``pg1/client``, ``etcd``);
-    ``places``: the directory of each member.  What comes by a door ``.../client`` comes from clients.
-    """
+    """``places``: the directory of each member."""
 
-    def __init__(self, targets: Mapping[str, int], places: Mapping[str, Path]) -> None:
-        self._places = {path.resolve(): name for name, path in places.items()}
-        self._targets: dict[socket.socket, tuple[str, int, bool]] = {}
+    def __init__(self, doors: Iterable[Door], places: Mapping[str, Path]) -> None:
+        self._places = {str(path.resolve()): name for name, path in places.items()}
+        self._members: dict[str, str | None] = {}
+        """Whose the processes are that have been looked at."""
+        self._targets: dict[socket.socket, Door] = {}
         self.doors: dict[str, int] = {}
-        """Where each server is found by others."""
-        for name, port in targets.items():
+        """The ports of the doors."""
+        for door in doors:
             listener = socket.create_server((HOST, 0))
-            listener.setblocking(False)
-            self.doors[name] = listener.getsockname()[1]
-            self._targets[listener] = name.partition("/")[0], port, name.endswith(f"/{CLIENT}")
+            self.doors[door.name] = listener.getsockname()[1]
+            self._targets[listener] = door
         self._cuts: dict[frozenset[str], How] = {}
         self._pairs: dict[socket.socket, _Pair] = {}
         self._ready = selectors.DefaultSelector()
@@ -140,10 +151,10 @@ class Relay:
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             near, (_, port) = listener.accept()
-            name, own, by_client = self._targets[listener]
+            door = self._targets[listener]
             near.setblocking(False)
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pair = _Pair(CLIENT if by_client else self._caller(port), name, own, near)
+            pair = _Pair(door.caller or self._caller(port), door.callee, door.port, near)
             pair.kept[near] = bytearray()
             self._pairs[near] = pair
             self._watch(pair)
@@ -180,7 +191,7 @@ class Relay:
 
     def _connect(self, pair: _Pair) -> bool:
         try:
-            far = socket.create_connection((HOST, pair.port), timeout=2)
+            far = socket.create_connection((HOST, pair.port), timeout=0.2)
         except OSError:
             self._drop(pair)
             return False
@@ -226,20 +237,27 @@ class Relay:
     def _caller(self, port: int) -> str:
         """Whose the socket with this port is."""
         inode = _inode(port)
-        if inode is not None:
-            for process in Path("/proc").iterdir():
-                if process.name.isdigit():
-                    name = self._member(process)
-                    if name is not None and _holds(process, inode):
-                        return name
+        if inode is None:
+            return CLIENT
+        processes = [each for each in os.listdir("/proc") if each.isdigit()]  # noqa: PTH208 (many of them)
+        known = self._members
+        self._members = {each: known[each] if each in known else self._member(each) for each in processes}
+        for process, name in reversed(self._members.items()):
+            if name is not None and _holds(process, inode):
+                return name
+        # A number may be another process's by now.
+        self._members.clear()
         return CLIENT
 
-    def _member(self, process: Path) -> str | None:
+    def _member(self, process: str) -> str | None:
+        """Whose this process is, if it is one that calls others."""
         with suppress(OSError):
-            where = (process / "cwd").readlink()
-            for path in (where, *where.parents):
-                if path in self._places:
-                    return self._places[path]
+            where = os.readlink(f"/proc/{process}/cwd")  # noqa: PTH115
+            for path, name in self._places.items():
+                if where == path or where.startswith(f"{path}/"):
+                    title = Path("/proc", process, "cmdline").read_bytes()
+                    # Of PostgreSQL's many, only this one does.
+                    return name if b"walreceiver" in title or not title.startswith(b"postgres:") else None
         return None
 
 
@@ -252,10 +270,10 @@ def _inode(port: int) -> str | None:
     return None
 
 
-def _holds(process: Path, inode: str) -> bool:
+def _holds(process: str, inode: str) -> bool:
     with suppress(OSError):
-        for descriptor in (process / "fd").iterdir():
+        for descriptor in os.listdir(f"/proc/{process}/fd"):  # noqa: PTH208
             with suppress(OSError):
-                if str(descriptor.readlink()) == inode:
+                if os.readlink(f"/proc/{process}/fd/{descriptor}") == inode:  # noqa: PTH115
                     return True
     return False

@@ -43,7 +43,7 @@ __all__ = ["Report", "Storm", "run"]
 
 SETTINGS: Final = {"fsync": "off", "shared_buffers": "32MB"}
 """Processes die here, the machine does not."""
-PATIENT: Final = {"delivery_timeout_ms": 140_000}
+PATIENT: Final = {"delivery_timeout_ms": 220_000}
 STRIKES_WITHIN_S: Final = 60.0
 
 
@@ -61,7 +61,8 @@ class Storm:
 
     @property
     def command(self) -> str:
-        return f"make test-cluster SEED={self.seed} FAULTS={self.faults}"
+        only = f' --only "{",".join(self.fixed)}"' if self.fixed else ""
+        return f"python -m tests.cluster.storm --seed {self.seed} --faults {self.faults}{only}"
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _happen(storm: Storm, top: Topology, crew: Crew, path: Path, report: Report,
     ends = {}
     with psycopg.connect(top.dsn) as connection:
         for topic, partition, high in connection.execute(
-            "SELECT topic, partition, high_watermark FROM logstore.partitions ORDER BY 1, 2"
+            "SELECT topic, partition, log_end_offset FROM logstore.partitions ORDER BY 1, 2"
         ):
             ends[f"{topic}-{partition}"] = high
     for name in followed:

@@ -15,13 +15,13 @@ from logstore.cluster import LocalCluster, processes, rest
 from logstore.cluster.layout import ETCD, Layout, Plan
 from logstore.embedded.home import DATABASE, OWNER
 from tests.cluster.guardian import guarded
-from tests.cluster.relay import CLIENT, Relay
+from tests.cluster.relay import CLIENT, Door, Relay
 from tests.support.programs import eventually
 from tests.support.servers import make_directory
 
 __all__ = ["PATIENCE_S", "Topology", "topology"]
 
-PATIENCE_S: Final = 150.0
+PATIENCE_S: Final = 240.0
 """Everything heals within so long, on a machine that has other things to do."""
 
 
@@ -152,11 +152,18 @@ def topology(settings: Mapping[str, str]) -> Iterator[Topology]:
         cluster = LocalCluster(home)
         plan = Plan.make(3, settings)
         cluster.layout.create()
-        ports = {**plan.ports, ETCD: plan.etcd_port}
-        ports |= {f"{name}/api": port for name, port in plan.api_ports.items()}
-        ports |= {f"{name}/{CLIENT}": port for name, port in plan.ports.items()}
-        places = {name: cluster.layout.place(name).path for name in (*plan.members, ETCD)}
-        with Relay(ports, places) as relay:
+        doors = [
+            Door(f"{name}{kind}", caller, name, port)
+            for name in plan.members
+            for kind, caller, port in (
+                ("", None, plan.ports[name]),
+                ("/api", None, plan.api_ports[name]),
+                (f"/{CLIENT}", CLIENT, plan.ports[name]),
+            )
+        ]
+        doors += [Door(f"{name}/{ETCD}", name, ETCD, plan.etcd_port) for name in plan.members]
+        places = {name: cluster.layout.place(name).path for name in plan.members}
+        with Relay(doors, places) as relay:
             plan = replace(plan, doors=dict(relay.doors))
             cluster.layout.write_plan(plan)
             cluster.up(3, settings)

@@ -175,12 +175,12 @@ def marks(plan: Plan, name: str, stop: Stop) -> None:
 
 def _marks(plan: Plan) -> Call[dict[str, dict[str, int]]]:
     return Call(
-        "SELECT partition, log_start, high_watermark, leader_epoch FROM logstore.partitions"
+        "SELECT partition, log_start, high_watermark, log_end_offset, leader_epoch FROM logstore.partitions"
         " WHERE topic = $1::text",
         (plan.topic,),
         lambda rows: {
-            f"{plan.topic}-{partition}": {"log_start": start, "hw": high, "end": high, "epoch": epoch}
-            for partition, start, high, epoch in rows
+            f"{plan.topic}-{partition}": {"log_start": start, "hw": high, "end": end, "epoch": epoch}
+            for partition, start, high, end, epoch in rows
         },
         "marks",
     )

@@ -76,7 +76,7 @@ def _started(producer: Any) -> Any:
 def _settle(recorder: Recorder, op: Op, future: Any) -> bool:
     """Write down what became of a record; whether its producer can go on."""
     try:
-        where = future.get(150)
+        where = future.get(240)
     except LogstoreError as error:
         recorder.end(op, FAIL if isinstance(error, NOT_WRITTEN) else INFO)
         return not error.fatal
