@@ -139,6 +139,11 @@ def test_the_leaders_disk_is_full(cluster: LocalCluster, topic: str, colour: Col
     follower = cluster.kill("follower")
     with on_small_disk(cluster, follower) as disk:
         assert cluster.up().phase == "ready"
+        eventually(
+            lambda: follower in {each.name for each in cluster.status().followers if each.in_sync},
+            "it is copied, and in sync",
+            ENOUGH_S,
+        )
         cluster.switchover(follower)
         patient = {"request_timeout_ms": 200_000, "delivery_timeout_ms": 300_000}
         with load(colour, cluster.status().dsn, topic, PRODUCERS, **patient) as writers:
@@ -198,6 +203,7 @@ def test_etcd_is_lost(cluster: LocalCluster, writers: Load) -> None:
     runbook = Runbook(cluster, "etcd is lost")
     leader = cluster.status().leader
     assert leader is not None
+    members = [leader, *cluster.status().followers]
     for with_its_data in (False, True):
         began = time.monotonic()
         cluster.kill(ETCD)
@@ -208,9 +214,14 @@ def test_etcd_is_lost(cluster: LocalCluster, writers: Load) -> None:
         assert "continue to run as a leader because failsafe mode is enabled" in cluster.layout.place(
             leader.name
         ).log.read_text(errors="replace")
-        said = runbook.run(on=leader.name)
-        assert "Quorum Standby" in said
-        ready(cluster, "etcd knows them all")
+        if with_its_data:
+            cluster.layout.place(ETCD).held.unlink()
+            eventually(lambda: cluster.status().etcd == "running", "etcd is there, empty", ENOUGH_S)
+            for member in members:
+                runbook.run(1, on=member.name)
+        else:
+            assert "Quorum Standby" in runbook.run(0, on=leader.name)
+        eventually(lambda: cluster.status().phase == "ready", "etcd knows them all", ENOUGH_S)
         writers.advance()
         found = cluster.status().leader
         assert found is not None and (found.name, found.pid) == (leader.name, leader.pid)
