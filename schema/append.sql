@@ -52,6 +52,7 @@ declare
     tip_sequence int8;
     first_answer int8[];
     boot timestamptz;
+    xact int8;
     over_ms int8;
 begin
     -- A snapshot that is older than the lock would not show the last batch.
@@ -197,6 +198,7 @@ begin
     if boot is distinct from pg_postmaster_start_time() then
         epoch := raise_epoch(topic_id, "partition");
     end if;
+    xact := appending_xact();
     base := coalesce(base, segment_start);
     newest := greatest(newest, max_timestamp);
     oldest := least(oldest, min_timestamp);
@@ -211,7 +213,7 @@ begin
         size_bytes, producer_epoch, timestamp_type,
         timestamps, keys, "values", header_records, header_keys, header_values)
     values (
-        base, base + record_count - 1, appending_xact(), producer_id, now_ms, max_timestamp,
+        base, base + record_count - 1, xact, producer_id, now_ms, max_timestamp,
         newest, oldest, disorder, segment_bytes,
         topic_id, segment, "partition", record_count, epoch, base_sequence,
         ((base_sequence::int8 + record_count - 1) & 2147483647)::int4,

@@ -81,6 +81,11 @@ language plpgsql stable security definer set search_path from current as $$
 declare
     bound constant pg_snapshot := safe_limit();
 begin
+    if bound is null then
+        return query
+            select t.idx, t.log_start, t.end_offset from partition_tips(topic_ids, partitions) t order by t.idx;
+        return;
+    end if;
     return query
         select t.idx, t.log_start,
                readable_end(bound, t.topic_id, t.partition, t.log_start, t.end_offset, t.bytes, t.xact)
@@ -128,6 +133,8 @@ declare
     begun boolean := false;
     got int8;
     bound constant pg_snapshot := safe_limit();
+    unread constant text := case when bound is null then '' else 'and b.last_offset < $4' end;
+    high_watermark int8;
     metered constant boolean := quotas_on();
     sent int8 := 0;
 begin
@@ -135,19 +142,22 @@ begin
         remaining := least(remaining, (quota_state('fetch', true)).rate);
     end if;
     for part in
-        select t.*, offsets[t.idx] as "offset",
-               readable_end(bound, t.topic_id, t.partition, t.log_start, t.end_offset, t.bytes, t.xact)
-                   as high_watermark
-        from partition_tips(topic_ids, partitions) t order by t.idx
+        select t.*, offsets[t.idx] as "offset" from partition_tips(topic_ids, partitions) t order by t.idx
     loop
+        high_watermark := part.end_offset;
+        -- Planning what is seldom needed would cost more than anything else here.
+        if bound is not null then
+            high_watermark := readable_end(bound, part.topic_id, part.partition, part.log_start, part.end_offset,
+                                           part.bytes, part.xact);
+        end if;
         batch := null;
         batch.idx := part.idx;
         batch.log_start := part.log_start;
-        batch.high_watermark := part.high_watermark;
+        batch.high_watermark := high_watermark;
         batch.local_start := part.local_start;
         batch.log_end := part.end_offset;
         return next batch;
-        continue when (part."offset" >= part.local_start and part."offset" < part.high_watermark
+        continue when (part."offset" >= part.local_start and part."offset" < high_watermark
                        and (remaining > 0 or not begun)) is not true;
         leaf := 'b_' || part.topic_id || '_' || case
             when part."offset" >= part.segment_start then part.segment
@@ -163,9 +173,9 @@ begin
             select $3, null::int8, null::int8, b.base_offset, b.last_offset, b.record_count, b.leader_epoch,
                    b.timestamp_type, b.max_timestamp, b.timestamps, b.keys, b."values", b.header_records,
                    b.header_keys, b.header_values, b.offset_deltas, b.size_bytes, null::int8, null::int8
-            from %I b where b.partition = $1 and b.last_offset >= $2 and b.last_offset < $4
-            order by b.last_offset $batches$, leaf)
-            using part.partition, part."offset", part.idx, part.high_watermark
+            from %I b where b.partition = $1 and b.last_offset >= $2 %s order by b.last_offset $batches$,
+            leaf, unread)
+            using part.partition, part."offset", part.idx, high_watermark
         loop
             exit when got > 0 and got + batch.size_bytes > max_partition_bytes;
             exit when begun and batch.size_bytes > remaining;

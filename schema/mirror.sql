@@ -213,6 +213,7 @@ declare
     segment_bytes int8;
     tip_time int8;
     min_timestamp int8;
+    xact constant int8 := appending_xact();
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         perform raise_error('LS012', 'append needs the isolation level READ COMMITTED', null,
@@ -287,7 +288,7 @@ begin
         topic_id, segment, partition, record_count, leader_epoch, size_bytes, timestamp_type, offset_deltas,
         timestamps, keys, "values", header_records, header_keys, header_values)
     values (
-        base_offset, last_offset, appending_xact(), append_time, max_timestamp,
+        base_offset, last_offset, xact, append_time, max_timestamp,
         newest, oldest, disorder, segment_bytes,
         topic_id, segment, "partition", record_count, leader_epoch, size, timestamp_type, offset_deltas,
         timestamps, keys, "values", header_records, header_keys, header_values);
