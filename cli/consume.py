@@ -79,6 +79,14 @@ def _shown_fields(ctx: click.Context, param: click.Parameter, text: str | None) 
     help="With text: fields before the value, such as timestamp,key; of timestamp, partition, "
     "offset, key, headers, topic.",
 )
+@click.option(
+    "--read-from",
+    type=click.Choice(["leader", "follower", "nearest"]),
+    help="Which of the hosts in the DSN to read from.  [default: leader]",
+)
+@click.option(
+    "--client-rack", metavar="RACK", help="With --read-from: where this runs; servers there come first."
+)
 @property_option("consumer")
 @connection_options
 def consume(
@@ -93,6 +101,8 @@ def consume(
     form: str | None,
     template: str | None,
     show: tuple[str, ...],
+    read_from: str | None,
+    client_rack: str | None,
     client_properties: dict[str, Any],
 ) -> None:
     """Print the records of a topic.
@@ -108,8 +118,10 @@ def consume(
     if follow and until is not None:
         raise click.UsageError("--follow has no end: leave out --until.", context)
     formatter = _formatter(form, template, show, context)
+    given = {"read_from": read_from, "client_rack": client_rack}
+    source = {name: value for name, value in given.items() if value is not None}
     with open_consumer(
-        **{"auto_offset_reset": "earliest", "max_poll_records": 5000, **client_properties}
+        **{"auto_offset_reset": "earliest", "max_poll_records": 5000, **client_properties, **source}
     ) as consumer:
         reader = _Reader(consumer, chosen(all_partitions(consumer, topic), [topic], partitions), follow)
         if from_beginning:

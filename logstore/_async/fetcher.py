@@ -278,9 +278,9 @@ class Fetcher(Asking, Bearings):
         try:
             rows = await self._connection.run(call, timeout_s=self._timeout_s)
         except ThrottlingQuotaExceededError as error:
-            self._throttled(refused_for_ms(error.details))
+            self.throttled(refused_for_ms(error.details))
             return
-        self._throttled(rows.throttle_ms)
+        self.throttled(rows.throttle_ms)
         now = time.monotonic()
         with self._lock:
             found = self.fetched(request, rows, now - began, self._waiting.pace, follower=self._follower)
@@ -380,7 +380,7 @@ class Fetcher(Asking, Bearings):
         self.parked = True
         self._is_caught_up(not self._subscription.reads_files)
 
-    def _throttled(self, throttle_ms: int) -> None:
+    def throttled(self, throttle_ms: int) -> None:
         """An answer said how long to wait, by the quota; 0: not at all."""
         with self._lock:
             news = self.throttle.told(throttle_ms, time.monotonic())
@@ -395,7 +395,7 @@ class Fetcher(Asking, Bearings):
         """``size`` bytes have come another way: they count against the quota as well."""
 
         question = Question(self._quota_calls.charge_quota("fetch", size), None)
-        question.then = lambda: self._throttled(question.answer or 0)
+        question.then = lambda: self.throttled(question.answer or 0)
         with self._lock:
             self._questions.append(question)
             self.disturb()

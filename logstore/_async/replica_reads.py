@@ -276,6 +276,10 @@ class ReplicaReads:
     # -- fetching --------------------------------------------------------------------------------------------
 
     async def _fetch(self, connection: Connection) -> None:
+        throttled_s = self._fetcher.throttle.left(monotonic())
+        if throttled_s > 0:
+            await self._rest(min(throttled_s, self.lag.look_every_s()))
+            return
         with self._lock:
             self._subscription.has_room = False
             request = self._subscription.next_fetch()
@@ -293,6 +297,8 @@ class ReplicaReads:
         )
         began = monotonic()
         rows = await connection.run(call, timeout_s=self._answer_s)
+        # It cannot be written down how much was read: a follower says how long these bytes alone may take.
+        self._fetcher.throttled(rows.throttle_ms)
         now = monotonic()
         with self._lock:
             self.fetches += 1

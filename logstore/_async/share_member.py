@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from logstore._async.concurrency import Lock
 from logstore._async.driver import Connection
+from logstore._async.questions import NOWHERE
 from logstore._async.session import Session
 from logstore._async.waiting import Waiting
 from logstore._core.calls import FetchRow
@@ -65,6 +66,8 @@ class Member:
         self._due_s: float | None = None
         self._seals = False
         """Records may be acquired only once followers have them."""
+        self._places: list[tuple[int, int]] = []
+        """The ids of the topics, each with the number of each partition."""
         self._stirred = True
         """Somebody has appended, or may have."""
         self._looked_s = 0.0
@@ -105,6 +108,11 @@ class Member:
             rows = await connection.run(
                 self._calls.describe_share_configs(config.group_id), timeout_s=self._timeout_s
             )
+            if self._seals:
+                found = await connection.run(self._calls.metadata(topics), timeout_s=self._timeout_s)
+                self._places = [
+                    (each.topic_id, number) for each in found for number in range(each.partitions)
+                ]
             configs = {row.name: row.value for row in rows}
             self._ordered = configs["share.key.ordered"] == "true"
             self._lock_s = int(configs["share.record.lock.duration.ms"]) / 1000
@@ -343,6 +351,18 @@ class Member:
                 self.failure = error
         return records
 
+    async def _have_sealed(self, connection: Connection) -> bool:
+        """Whether there are records that may not be read yet; then the leader looks what is replicated."""
+        if not self._seals or not self._places:
+            return False
+        topic_ids, partitions = zip(*self._places, strict=True)
+        call = self._calls.fetch(topic_ids, partitions, [NOWHERE] * len(partitions), 1, 1)
+        rows = await connection.run(call, timeout_s=self._timeout_s)
+        pending = any((row.log_end or 0) > (row.high_watermark or 0) for row in rows)
+        if pending:
+            await connection.run(self._calls.seal(), timeout_s=self._timeout_s)
+        return pending
+
     # -- waiting ---------------------------------------------------------------------------------------------
 
     async def wait(self, connection: Connection, longest_s: float) -> None:
@@ -350,9 +370,8 @@ class Member:
         assert self._waiting is not None
         now = time.monotonic()
         pace = self._waiting.pace
-        hasty = self._stirred and self._seals and pace.hastens and self.throttle.left(now) <= 0
         # Whoever appends wakes us before it may be read.
-        if hasty and (await connection.run(self._calls.seal(), timeout_s=self._timeout_s)).pending:
+        if self._stirred and self.throttle.left(now) <= 0 and await self._have_sealed(connection):
             await connection.wait_notify(min(pace.hasten().seconds, longest_s))
             return
         self._stirred = False

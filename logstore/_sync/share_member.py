@@ -21,6 +21,7 @@ from logstore._core.share_ledger import RETURN, Ledger, Place, Settled
 from logstore._core.throttle import Throttle, refused_for_ms
 from logstore._sync.concurrency import Lock
 from logstore._sync.driver import Connection
+from logstore._sync.questions import NOWHERE
 from logstore._sync.session import Session
 from logstore._sync.waiting import Waiting
 from logstore.errors import LogstoreError, SerializationError, ThrottlingQuotaExceededError
@@ -66,6 +67,8 @@ class Member:
         self._due_s: float | None = None
         self._seals = False
         """Records may be acquired only once followers have them."""
+        self._places: list[tuple[int, int]] = []
+        """The ids of the topics, each with the number of each partition."""
         self._stirred = True
         """Somebody has appended, or may have."""
         self._looked_s = 0.0
@@ -106,6 +109,11 @@ class Member:
             rows = connection.run(
                 self._calls.describe_share_configs(config.group_id), timeout_s=self._timeout_s
             )
+            if self._seals:
+                found = connection.run(self._calls.metadata(topics), timeout_s=self._timeout_s)
+                self._places = [
+                    (each.topic_id, number) for each in found for number in range(each.partitions)
+                ]
             configs = {row.name: row.value for row in rows}
             self._ordered = configs["share.key.ordered"] == "true"
             self._lock_s = int(configs["share.record.lock.duration.ms"]) / 1000
@@ -344,6 +352,18 @@ class Member:
                 self.failure = error
         return records
 
+    def _have_sealed(self, connection: Connection) -> bool:
+        """Whether there are records that may not be read yet; then the leader looks what is replicated."""
+        if not self._seals or not self._places:
+            return False
+        topic_ids, partitions = zip(*self._places, strict=True)
+        call = self._calls.fetch(topic_ids, partitions, [NOWHERE] * len(partitions), 1, 1)
+        rows = connection.run(call, timeout_s=self._timeout_s)
+        pending = any((row.log_end or 0) > (row.high_watermark or 0) for row in rows)
+        if pending:
+            connection.run(self._calls.seal(), timeout_s=self._timeout_s)
+        return pending
+
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def wait(self, connection: Connection, longest_s: float) -> None:
@@ -351,9 +371,8 @@ class Member:
         assert self._waiting is not None
         now = time.monotonic()
         pace = self._waiting.pace
-        hasty = self._stirred and self._seals and pace.hastens and self.throttle.left(now) <= 0
         # Whoever appends wakes us before it may be read.
-        if hasty and (connection.run(self._calls.seal(), timeout_s=self._timeout_s)).pending:
+        if self._stirred and self.throttle.left(now) <= 0 and self._have_sealed(connection):
             connection.wait_notify(min(pace.hasten().seconds, longest_s))
             return
         self._stirred = False

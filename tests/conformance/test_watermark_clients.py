@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -20,6 +21,8 @@ from tests.support.standbys import Group, standbys
 
 pytestmark = pytest.mark.one_server
 _numbers = count()
+PATIENT = {"fetch_max_wait_ms": 4 * ENOUGH_MS}
+"""A reader that does not know that something is about to become safe looks again after so long."""
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +43,6 @@ def topic(log: Appender) -> str:
     name = f"t{next(_numbers)}"
     log.create(name)
     return name
-
-
-@pytest.fixture(autouse=True)
-def nobody_looks_without_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that does not know that something is about to become safe would wait for too long."""
-    monkeypatch.setattr(pace, "UNDISTURBED_S", 2 * ENOUGH_MS / 1000)
 
 
 @contextmanager
@@ -81,7 +78,7 @@ def looked(consumer: Any) -> None:
 
 
 def test_a_consumer_waits_for_the_followers(colour: Colour, group: Group, log: Appender, topic: str) -> None:
-    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest")
+    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest", **PATIENT)
     for number in range(3):
         log.append(topic, values(1, number))
         assert [record.value for record in read(consumer, 1)] == values(1, number)
@@ -105,12 +102,16 @@ def test_a_consumer_waits_for_the_followers(colour: Colour, group: Group, log: A
 def test_a_share_consumer_waits_for_the_followers(
     colour: Colour, group: Group, log: Appender, topic: str
 ) -> None:
-    consumer = colour.share_consumer(topic, dsn=group.leader.dsn, group_id=f"g-{topic}")
+    consumer = colour.share_consumer(topic, dsn=group.leader.dsn, group_id=f"g-{topic}", **PATIENT)
     assert consumer.poll(timeout_ms=50) == {}
-    with cut_off(group):
-        log.append(topic, values(1))
-        assert consumer.poll(timeout_ms=300) == {}
-    got = consumer.poll(timeout_ms=ENOUGH_MS)
+    (follower,) = group.followers
+    group.cut_off(follower)
+    log.append(topic, values(1))
+    assert consumer.poll(timeout_ms=300) == {}
+    with ThreadPoolExecutor() as pool:
+        back = pool.submit(group.follow, follower)
+        got = consumer.poll(timeout_ms=ENOUGH_MS)
+        back.result()
     assert [record.value for record in got[TopicPartition(topic, 0)]] == values(1)
 
 
@@ -123,6 +124,7 @@ def test_a_transaction_waits_for_the_followers(
         group_id=f"g-{topic}",
         auto_offset_reset="earliest",
         delivery="exactly_once",
+        **PATIENT,
     )
     with cut_off(group):
         log.append(topic, values(1))
@@ -135,7 +137,7 @@ def test_a_transaction_waits_for_the_followers(
 def test_what_was_acknowledged_is_before_the_end(
     colour: Colour, group: Group, log: Appender, topic: str
 ) -> None:
-    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest")
+    consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest", **PATIENT)
     partition = TopicPartition(topic, 0)
     with Producer(group.leader.dsn, acks="all") as producer:
         for number in range(10):
