@@ -224,7 +224,7 @@ def test_what_was_written_can_be_read(consumer: Consumers, group: Group, colour:
             group.synchronous("")  # nothing keeps the leader from answering
             offset = producer.send_and_wait(topic, b"late").offset
             with pytest.raises(RequestTimedOutError) as refused:
-                reader.wait_for_offset(partition, offset, timeout_ms=30)
+                reader.wait_for_offset(partition, offset, timeout_ms=700)
             assert refused.value.details["offset"] == offset
         reader.wait_for_offset(partition, offset)
         assert of_follower(reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,25 @@ def cut_off(group: Group) -> Iterator[None]:
         yield
     finally:
         group.follow(follower)
+
+
+@contextmanager
+def busy(group: Group) -> Iterator[None]:
+    """The leader writes something all the time, which its follower has a moment later."""
+    over = threading.Event()
+
+    def write() -> None:
+        with group.leader.connect() as connection:
+            while not over.is_set():
+                connection.execute("SELECT pg_logical_emit_message(false, 'noise', 'noise')")
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        try:
+            yield
+        finally:
+            over.set()
+            writing.result()
 
 
 def read_now(colour: Colour, topic: str, dsn: str) -> list[bytes | None]:
@@ -139,9 +159,8 @@ def test_what_was_acknowledged_is_before_the_end(
 ) -> None:
     consumer = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest", **PATIENT)
     partition = TopicPartition(topic, 0)
-    with Producer(group.leader.dsn, acks="all") as producer:
-        for number in range(10):
-            log.append(topic, values(1))  # more than was waited for
+    with busy(group), Producer(group.leader.dsn, acks="all") as producer:
+        for number in range(5):
             offset = producer.send_and_wait(topic, b"%d" % number).offset
             assert consumer.end_offsets([partition])[partition] > offset
             assert len(read_now(colour, topic, group.leader.dsn)) > offset
