@@ -18,6 +18,8 @@ from logstore.workers import replica_metrics
 from tests.support.programs import eventually
 from tests.support.standbys import Group, standbys
 
+pytestmark = pytest.mark.long
+
 BOTH = "ANY 1 (s1, s2)"
 
 

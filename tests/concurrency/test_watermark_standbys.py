@@ -18,6 +18,8 @@ from tests.support.programs import eventually
 from tests.support.sqllog import NOW_MS, Session, append, rows, value
 from tests.support.standbys import Group, Node, standbys
 
+pytestmark = pytest.mark.long
+
 ALL = -1
 
 

@@ -19,7 +19,7 @@ from tests.support.reading import ENOUGH_MS, read
 from tests.support.several import running, together
 from tests.support.standbys import Group, Node, standbys
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.long]
 _numbers = count()
 
 

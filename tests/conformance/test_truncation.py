@@ -18,7 +18,7 @@ from tests.support.reading import ENOUGH_MS, read
 from tests.support.several import together
 from tests.support.standbys import Group, standbys
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.long]
 
 TP = TopicPartition("t", 0)
 OLD = [b"%d" % number for number in range(10)]

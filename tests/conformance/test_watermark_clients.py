@@ -20,7 +20,7 @@ from tests.support.programs import eventually
 from tests.support.reading import ENOUGH_MS, read
 from tests.support.standbys import Group, standbys
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.long]
 _numbers = count()
 PATIENT = {"fetch_max_wait_ms": 4 * ENOUGH_MS}
 """A reader that does not know that something is about to become safe looks again after so long."""

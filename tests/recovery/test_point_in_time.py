@@ -10,6 +10,8 @@ from tests.support.log import records, watch
 from tests.support.programs import eventually
 from tests.support.recovery import Archived, command, execute, verified
 
+pytestmark = pytest.mark.long
+
 ENOUGH_S = 30.0
 ENOUGH_MS = 30_000
 
