@@ -76,11 +76,13 @@ def test_the_end_of_what_is_safe_is_found_in_any_segment(session: Session, topic
 def test_a_log_that_was_read_and_goes_on_elsewhere(session: Session, topic: int) -> None:
     for _ in range(6):
         append(session, topic, [b"x" * 300])
-    session.execute("UPDATE batches SET leader_epoch = CASE WHEN base_offset < 2 THEN 1 WHEN base_offset < 4 THEN 3"
-                    " ELSE 7 END")  # fmt: skip
+    session.execute(
+        "UPDATE batches SET leader_epoch ="
+        " CASE WHEN base_offset < 2 THEN 1 WHEN base_offset < 4 THEN 3 ELSE 7 END"
+    )
 
     def ends(epoch: int | None, offset: int) -> list[tuple[int, int | None, int]]:
-        return rows(  # type: ignore[return-value]
+        return rows(
             session,
             "SELECT idx, leader_epoch, end_offset FROM epoch_ends(%s::int4[], '{0}', %s::int4[], %s::int8[])",
             [topic],
@@ -104,8 +106,8 @@ def test_the_first_append_of_another_start_has_another_epoch(session: Session, t
     append(session, topic)
     append(session, topic)
     assert rows(session, epochs) == [(0,), (0,)]
-    for boot in ("boot - interval '1 hour'", "boot + interval '1 hour'", "null"):
-        session.execute(f"UPDATE topic_partition SET boot = {boot}".encode())
+    for boot in (b"boot - interval '1 hour'", b"boot + interval '1 hour'", b"null"):
+        session.execute(b"UPDATE topic_partition SET boot = " + boot)
         append(session, topic, acks=0)
         append(session, topic)
     assert rows(session, epochs) == [(0,), (0,), (1,), (1,), (2,), (2,), (3,), (3,)]
@@ -129,11 +131,11 @@ def test_seals_follow_each_other_and_end(session: Session, connect: Connect, top
     assert settle() > first
     ((xact, low, high, confirmed),) = rows(
         session,
-        "SELECT xact, pg_snapshot_xmin(confirmed)::text::int8, pg_snapshot_xmax(snapshot)::text::int8, confirmed::text"
-        " FROM seal ORDER BY seal_id DESC LIMIT 1",
+        "SELECT xact, pg_snapshot_xmin(confirmed)::text::int8, pg_snapshot_xmax(snapshot)::text::int8,"
+        " confirmed::text FROM seal ORDER BY seal_id DESC LIMIT 1",
     )
     assert low <= high <= xact
-    # Somebody who was under way then, and commits now, is news; so is nobody else's open transaction.
+    # Somebody who was under way then, and commits now, is news; while it is under way it is none.
     other = connect()
     other.execute("BEGIN")
     append(other, topic, partition=1)
