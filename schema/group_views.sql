@@ -81,8 +81,9 @@ begin
         and o.partition = p.partition;
     return query
         select g.name, t.name, w.partition, o.committed_offset, h.log_start, h.high_watermark,
-               case when o.committed_offset is not null then h.high_watermark - greatest(o.committed_offset,
-                   h.log_start) end,
+               -- After a failover the high watermark may be behind what was committed, for a moment.
+               case when o.committed_offset is not null then greatest(0, h.high_watermark
+                   - greatest(o.committed_offset, h.log_start)) end,
                case when o.committed_offset >= h.high_watermark then 0
                     when s.timestamp is not null then greatest(0,
                         extract(epoch from clock_timestamp()) - s.timestamp / 1000.0) end::float8,
