@@ -10,6 +10,6 @@ pytestmark = pytest.mark.long
 
 
 def test_workers_beside_producers_and_consumers(database: str) -> None:
-    outcome = run(database, Plan(batches=150, kills=3))
+    outcome = run(database, Plan(batches=600, workers=3, kills=6))
     assert outcome.problems == []
-    assert outcome.acknowledged == 900
+    assert outcome.acknowledged == 3600
