@@ -346,8 +346,12 @@ class Fetcher(Asking, Bearings):
             await self._waiting.not_waiting()
             await self._pause_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
             return
+        seconds = min(due, self._waiting.pace.longest_s)
+        until = time.monotonic() + seconds
         if not await self._waiting.announced(topic_ids):
-            await self._sleep_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
+            await self._sleep_and_drain(seconds, topic_ids)
+            if time.monotonic() >= until:
+                return  # nobody has woken us
         with self._lock:
             replica.wake()
 

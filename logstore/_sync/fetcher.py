@@ -347,8 +347,12 @@ class Fetcher(Asking, Bearings):
             self._waiting.not_waiting()
             self._pause_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
             return
+        seconds = min(due, self._waiting.pace.longest_s)
+        until = time.monotonic() + seconds
         if not self._waiting.announced(topic_ids):
-            self._sleep_and_drain(min(due, self._waiting.pace.longest_s), topic_ids)
+            self._sleep_and_drain(seconds, topic_ids)
+            if time.monotonic() >= until:
+                return  # nobody has woken us
         with self._lock:
             replica.wake()
 

@@ -22,7 +22,7 @@ from tests.support.standbys import Group, standbys
 
 pytestmark = [pytest.mark.one_server, pytest.mark.long]
 _numbers = count()
-PATIENT = {"fetch_max_wait_ms": 4 * ENOUGH_MS}
+PATIENT = {"fetch_max_wait_ms": 20 * ENOUGH_MS}
 """A reader that does not know that something is about to become safe looks again after so long."""
 
 
@@ -130,7 +130,7 @@ def test_a_share_consumer_waits_for_the_followers(
     assert consumer.poll(timeout_ms=300) == {}
     with ThreadPoolExecutor() as pool:
         back = pool.submit(group.follow, follower)
-        got = consumer.poll(timeout_ms=ENOUGH_MS)
+        got = consumer.poll(timeout_ms=10 * ENOUGH_MS)  # it looks a last time when that is over
         back.result()
     assert [record.value for record in got[TopicPartition(topic, 0)]] == values(1)
 
