@@ -100,6 +100,7 @@ def test_producers_together_keep_the_rate(
     appender.create("t", 2)
     alter(producer_byte_rate=rate)
     # What a second allows at once is used up before; so it is measured from the first record on.
+    charged_ms = time.time_ns() // 1_000_000
     charge(appender, "produce", rate)
 
     def produce(_: int) -> dict[str, float]:
@@ -113,8 +114,11 @@ def test_producers_together_keep_the_rate(
         metrics = list(pool.map(produce, range(count)))
     # Each producer's first batch is sent before it can be told to wait.
     batches = appended(appender)[count - 1 :]
-    took_s = (batches[-1][0] - batches.pop(0)[0]) / 1000
-    assert 0.9 <= sum(size for _, size in batches) / (rate * took_s) <= 1.1
+    began_ms = batches.pop(0)[0]
+    took_s, used = (batches[-1][0] - began_ms) / 1000, sum(size for _, size in batches)
+    # While the producers of a busy machine are still on their way, a second's worth gathers again at most.
+    gathered_s = min(1.0, (began_ms - charged_ms) / 1000)
+    assert 0.9 * rate * took_s <= used <= 1.1 * rate * (took_s + gathered_s)
     for each in metrics:
         assert 0 < each["produce-throttle-time-avg"] <= each["produce-throttle-time-max"]
         assert each["record-retry-total"] == each["record-error-total"] == 0
