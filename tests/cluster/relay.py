@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -150,11 +151,11 @@ class Relay:
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
-            near, (_, port) = listener.accept()
+            near, _ = listener.accept()
             door = self._targets[listener]
             near.setblocking(False)
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pair = _Pair(door.caller or self._caller(port), door.callee, door.port, near)
+            pair = _Pair(door.caller or self._caller(near), door.callee, door.port, near)
             pair.kept[near] = bytearray()
             self._pairs[near] = pair
             self._watch(pair)
@@ -234,9 +235,9 @@ class Relay:
             self._pairs.pop(end, None)
             end.close()
 
-    def _caller(self, port: int) -> str:
-        """Whose the socket with this port is."""
-        inode = _inode(port)
+    def _caller(self, near: socket.socket) -> str:
+        """Whose the socket at the other end is."""
+        inode = _inode(near)
         if inode is None:
             return CLIENT
         processes = [each for each in os.listdir("/proc") if each.isdigit()]  # noqa: PTH208 (many of them)
@@ -261,12 +262,26 @@ class Relay:
         return None
 
 
-def _inode(port: int) -> str | None:
-    wanted = f"0100007F:{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[1] == wanted:
-            return f"socket:[{words[9]}]"
+_BY_FAMILY: Final = 20
+_REQUEST: Final = struct.Struct("=IHHIIBBBxIHH4s12x4s12xIII")
+_ANSWER_INODE: Final = 16 + 4 + 48 + 16
+_ANY: Final = 0xFFFFFFFF
+
+
+def _inode(near: socket.socket) -> str | None:
+    """What the system calls the socket at the other end of this connection: one question, however many there
+    are on the machine.
+    """
+    (host, port), (callee, door) = near.getpeername(), near.getsockname()
+    request = _REQUEST.pack(
+        _REQUEST.size, _BY_FAMILY, 1, 0, 0, socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY, socket.htons(port),
+        socket.htons(door), socket.inet_aton(host), socket.inet_aton(callee), 0, _ANY, _ANY,
+    )  # fmt: skip
+    with suppress(OSError, struct.error), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as asked:
+        asked.settimeout(1)
+        asked.send(request)
+        (number,) = struct.unpack_from("=I", asked.recv(CHUNK), _ANSWER_INODE)
+        return f"socket:[{number}]"
     return None
 
 
