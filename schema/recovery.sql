@@ -5,8 +5,8 @@
 -- and of all transactional ids, to the end of the transaction; gives what is staged and not drained a new number; takes
 -- numbers of another cluster, from which a dump came, off the batches; writes to each partition that is no mirror's
 -- (those have the epochs of the other log) a leader epoch that nobody can have seen, and to each transactional id a
--- producer id that nobody has; returns how many of each. Its commit waits for followers. Needs a transaction in which
--- nothing has been written. LS013: the server is a follower.
+-- producer id that nobody has; returns how many of each. Its commit waits for no follower, since there may be none yet.
+-- Needs a transaction in which nothing has been written. LS013: the server is a follower.
 create or replace function recovered(out partitions int4, out producers int4)
 language plpgsql volatile security definer set search_path from current as $$
 declare
@@ -15,7 +15,7 @@ begin
     if pg_is_in_recovery() then
         perform raise_error('LS013', 'the server is a follower: its leader is what was restored', null, null);
     end if;
-    perform set_config('synchronous_commit', 'on', true);
+    perform set_config('synchronous_commit', 'local', true);
     perform pg_advisory_xact_lock(lock_class('drain'), 0);
     select d.* into mark from drained d order by d.id desc limit 1;
     mark.base := coalesce(mark.base, '3:3:');
