@@ -248,7 +248,7 @@ class ReplicaReads:
         now = monotonic()
         if self._host is not None:
             self._avoid[self._host] = now + max(1.0, self._config.max_replica_lag_ms / 1000)
-        if self.serving:
+        if self.serving and not self._fetcher.closing:  # else stop() has cut the connection
             _log.warning("Reading from %s stopped: %s", self.where, why)
         else:
             _log.debug("%s is not read from: %s", self.where, why)
