@@ -7,6 +7,7 @@ stopped server is a base backup.  Nobody but the test promotes, kills or repairs
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from psycopg import sql
 from logstore import migrations
 from logstore.embedded import asroot, binaries
 from logstore.embedded.home import make_dsn
-from tests.support.programs import eventually
+from tests.support.programs import eventually, lives
 from tests.support.servers import MEMORY, ROOM
 
 __all__ = ["Group", "Node", "standbys"]
@@ -238,8 +239,7 @@ class Group:
 @contextlib.contextmanager
 def standbys(count: int, synchronous: str = "") -> Iterator[Group]:
     """A leader ``p`` and ``count`` followers ``s1``, ``s2``, ...; gone, with all their data, afterwards."""
-    place = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else None
-    home = Path(tempfile.mkdtemp(prefix="logstore-standbys-", dir=place))
+    home = _directory()
     group = Group(
         Node("p", home / "p"), [Node(f"s{number}", home / f"s{number}") for number in range(1, count + 1)]
     )
@@ -268,6 +268,18 @@ def standbys(count: int, synchronous: str = "") -> Iterator[Group]:
 
 def _conninfo(leader: Node, follower: Node) -> str:
     return f"host={leader.home} port=5432 user=postgres application_name={follower.name}"
+
+
+def _directory() -> Path:
+    """A new directory, in memory if there is room; those of processes that were killed are removed."""
+    place = (
+        MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else Path(tempfile.gettempdir())
+    )
+    for left in place.glob("logstore-standbys-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdecimal() and not lives(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"logstore-standbys-{os.getpid()}-", dir=place))
 
 
 @cache
@@ -309,7 +321,7 @@ def _template() -> Path:
     """A directory with a stopped server that has an empty log; one a process, removed at its end."""
     import atexit
 
-    home = Path(tempfile.mkdtemp(prefix="logstore-standbys-", dir=MEMORY if MEMORY.is_dir() else None))
+    home = _directory()
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     _give(home)
     node = Node("p", home)
