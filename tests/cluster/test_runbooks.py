@@ -191,10 +191,9 @@ def on_small_disk(cluster: LocalCluster, name: str) -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """A file that takes all the room there is."""
     filler = disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-            file.flush()
     return filler
 
 
