@@ -14,10 +14,9 @@ def looked_at(longest_s: float = 5.0) -> ReplicaLag:
 def test_nothing_is_known_before_the_leader_was_asked() -> None:
     lag = looked_at()
     lag.follower_has(7, 1.0)
-    assert not lag.caught_up
+    assert (lag.caught_up, lag.too_far) == (False, False)
     lag.leader_has(7, 1.5)
-    assert lag.caught_up
-    assert not lag.too_far
+    assert (lag.caught_up, lag.too_far) == (True, False)
 
 
 def test_a_follower_is_behind_since_the_leader_had_what_it_lacks() -> None:
@@ -27,10 +26,9 @@ def test_a_follower_is_behind_since_the_leader_had_what_it_lacks() -> None:
     lag.follower_has(6, 4.0)
     assert lag.behind_s == 3.0
     lag.follower_has(7, 4.5)
-    assert lag.behind_s == 1.5
-    assert not lag.too_far
+    assert (lag.behind_s, lag.too_far) == (1.5, False)
     lag.follower_has(7, 8.5)
-    assert lag.too_far
+    assert (lag.behind_s, lag.too_far) == (5.5, True)
     lag.follower_has(8, 9.0)
     assert lag.behind_s == 0
     assert lag.caught_up
