@@ -77,7 +77,7 @@ prove: $(VENV)/.dev ## Hold the guarantees against random faults, at length (hal
 .PHONY: test-cluster
 test-cluster: $(VENV)/.dev ## Failovers of a real Patroni group on this machine, and a storm (half an hour; SEED=, FAULTS=)
 	LOGSTORE_TEST_CLUSTER=1 LOGSTORE_TEST_SEED=$(SEED) LOGSTORE_TEST_FAULTS=$(FAULTS) \
-	$(BIN)/python -m pytest tests/cluster $(ARGS)
+	$(BIN)/python -m pytest tests/cluster tests/recovery $(ARGS)
 
 .PHONY: test-docker
 test-docker: $(VENV)/.dev ## A slice of the tests on a PostgreSQL in a container (Linux, root, Docker's programs)
