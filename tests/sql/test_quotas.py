@@ -166,12 +166,12 @@ def test_what_is_not_named_stays_and_what_has_nothing_left_goes(session: Session
 
 def test_a_program_may_not_change_its_own_quota(release: Server, session: Session, log_dsn: str) -> None:
     role = f"quota_{value(session, 'SELECT pg_backend_pid()')}"
-    session.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA logstore TO {role}")
+    session.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA logstore TO {role}")
     session.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA logstore TO {role}")
     try:
         topic = value(session, "SELECT create_topic('t', 1)")
         alter(session, role, None, producer_byte_rate=1000)
-        with psycopg.connect(log_dsn, user=role, autocommit=True) as program:
+        with psycopg.connect(log_dsn, user=role, password="x", autocommit=True) as program:
             program.execute("SET search_path = logstore")
             assert refused(program, "SELECT alter_client_quota(%s, null, '{}')", role).sqlstate == "42501"
             # Neither by another name, nor by giving bytes back.
