@@ -85,17 +85,24 @@ class Asking:
     ) -> list[ListedOffset]:
         """What :meth:`Calls.list_offsets` answers, looked up in files where need be."""
         ends = [i for i, spec in enumerate(specs) if spec == LATEST]
+        known: dict[int, int] = {}
         if self.replicated and ends:
-            await self._settle([topic_ids[i] for i in ends], [partitions[i] for i in ends])
+            safe = await self._settle([topic_ids[i] for i in ends], [partitions[i] for i in ends])
+            known = {i + 1: end for i, end in zip(ends, safe, strict=True)}
         rows = await self.ask(self._calls.list_offsets(topic_ids, partitions, specs))
+        # A leader that writes knows less the next moment than it did: what was safe still is.
+        rows = [
+            row._replace(offset=max(row.offset or 0, known[row.idx])) if row.idx in known else row
+            for row in rows
+        ]
         return [
             await resolved(self.ask, self._calls.schema, topic_ids[row.idx - 1], partitions[row.idx - 1], row)
             for row in rows
         ]
 
-    async def _settle(self, topic_ids: Sequence[int], partitions: Sequence[int]) -> None:
+    async def _settle(self, topic_ids: Sequence[int], partitions: Sequence[int]) -> list[int]:
         """Wait until all that is committed now may be read, if it is soon: a producer's acknowledgement comes
-        a moment before.
+        a moment before.  Returns up to where each partition could be read.
         """
         call = self._calls.fetch(topic_ids, partitions, [NOWHERE] * len(partitions), 1, 1)
         until = time.monotonic() + SETTLE_S
@@ -107,7 +114,7 @@ class Asking:
                 wanted = [row.log_end or 0 for row in rows]
             reached = all((row.high_watermark or 0) >= end for row, end in zip(rows, wanted, strict=True))
             if reached or time.monotonic() > until:
-                return
+                return [row.high_watermark or 0 for row in rows]
             await self.ask(self._calls.seal())
             with self._lock:
                 await self.changed.wait(pace.hasten().seconds)
