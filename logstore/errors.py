@@ -131,6 +131,7 @@ __all__ = [
     "SerializationError",
     "ServerBusyError",
     "ServerError",
+    "StaleSessionError",
     "StorageFullError",
     "ThrottlingQuotaExceededError",
     "TopicAlreadyExistsError",
@@ -198,6 +199,16 @@ class ConnectionFailedError(RetriableError):
 
 class RequestTimedOutError(RetriableError):
     """The server did not answer within the time allowed."""
+
+
+class StaleSessionError(RetriableError):
+    """A session of the server has missed that a segment was made; the client goes on in another one.
+
+    It is rare, and lies in PostgreSQL: who looks up a table's partitions while another session attaches one
+    may keep what was there before.  Nothing was written.
+    """
+
+    advice = "Connect again; clients do so by themselves."
 
 
 class UnknownOutcomeError(RetriableError):
@@ -569,6 +580,7 @@ BY_SQLSTATE: Final[Mapping[str, type[LogstoreError]]] = {
     "57P05": ConnectionFailedError,
     "57014": RequestTimedOutError,
     "22": InvalidArgumentError,
+    "23514": StaleSessionError,
     "25006": NotLeaderError,
     "55P03": LockTimeoutError,
     "40": ServerBusyError,

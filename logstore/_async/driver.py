@@ -32,6 +32,7 @@ from logstore.errors import (
     ConnectionFailedError,
     InvalidArgumentError,
     LogstoreError,
+    StaleSessionError,
 )
 
 __all__ = ["Connection", "parameters_of"]
@@ -282,14 +283,17 @@ class Connection:
             raise outcome.connection_lost(str(error), committing=committing, where=where) from error
         except asyncpg.PostgresError as error:
             detail, hint = getattr(error, "detail", None), getattr(error, "hint", None)
-            raise outcome.refused(
+            refusal = outcome.refused(
                 error.sqlstate or "",
                 getattr(error, "message", None) or str(error),
                 detail,
                 hint,
                 committing=committing,
                 where=where,
-            ) from error
+            )
+            if isinstance(refusal, StaleSessionError):
+                self.abort()
+            raise refusal from error
         except (asyncpg.DataError, asyncpg.UnsupportedClientFeatureError, ValueError, TypeError) as error:
             raise InvalidArgumentError(str(error)) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:

@@ -37,6 +37,7 @@ from logstore.errors import (
     ConnectionFailedError,
     InvalidArgumentError,
     LogstoreError,
+    StaleSessionError,
 )
 
 __all__ = ["Connection", "own_cursor", "parameters_of"]
@@ -415,7 +416,7 @@ class Connection:
             return outcome.timed_out(timeout_s or 0, committing=committing, where=where)
         if error.sqlstate:
             diag = error.diag
-            return outcome.refused(
+            refusal = outcome.refused(
                 error.sqlstate,
                 diag.message_primary or str(error),
                 diag.message_detail,
@@ -423,6 +424,10 @@ class Connection:
                 committing=committing,
                 where=where,
             )
+            if isinstance(refusal, StaleSessionError):
+                self.abort()
+                self._raw.close()
+            return refusal
         if isinstance(error, psycopg.DataError | psycopg.ProgrammingError):  # raised before anything was sent
             return InvalidArgumentError(str(error))
         if self._raw.pgconn.status == ConnStatus.BAD or isinstance(error, psycopg.OperationalError):

@@ -19,6 +19,7 @@ from logstore.errors import (
     RecordTooLargeError,
     RequestTimedOutError,
     ServerError,
+    StaleSessionError,
     TopicAlreadyExistsError,
     UnknownOutcomeError,
 )
@@ -333,3 +334,19 @@ def test_first_host_that_answers_is_used(colour: Colour, database: str) -> None:
     with Proxy(database) as proxy:
         one_dead = proxy.dsn.replace("host=127.0.0.1", "host=127.0.0.1,127.0.0.1").replace("port=", "port=1,")
         assert colour.connection(one_dead).run(call("SELECT 1")) == [(1,)]
+
+
+def test_a_session_that_has_missed_a_segment_is_left(colour: Colour, database: str) -> None:
+    """PostgreSQL's answer to a row for which it knows no table is the same, whatever the reason."""
+    connection = colour.connection(database)
+    missing = call(
+        "INSERT INTO logstore.batches (base_offset, last_offset, append_time, max_timestamp,"
+        " segment_max_timestamp, segment_min_timestamp, segment_disorder, segment_bytes, topic_id, segment,"
+        ' "partition", record_count, leader_epoch, size_bytes, timestamp_type)'
+        " SELECT 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 0, 1, 0, 0, 0",
+        writes=True,
+    )
+    with pytest.raises(StaleSessionError) as raised:
+        connection.run(missing)
+    assert raised.value.retriable
+    assert connection.closed
