@@ -204,8 +204,7 @@ class RequestTimedOutError(RetriableError):
 class StaleSessionError(RetriableError):
     """A session of the server has missed that a segment was made; the client goes on in another one.
 
-    It is rare, and lies in PostgreSQL: who looks up a table's partitions while another session attaches one
-    may keep what was there before.  Nothing was written.
+    It is rare: ``docs/adr/0010`` has what was seen.  Nothing was written.
     """
 
     advice = "Connect again; clients do so by themselves."
