@@ -95,8 +95,9 @@ end
 $$;
 
 -- Needs the partition's row lock, which append() holds; takes the next leaf's ACCESS SHARE lock; reads the last
--- batches of the segment that the partition leaves, writes that segment's catalog row, what its producers have
--- appended and the partition's row, returns the offset at which the partition enters the next segment.
+-- batches of the segment that the partition leaves, and what the catalog says of the next leaf; writes the left
+-- segment's catalog row, what its producers have appended and the partition's row; returns the offset at which the
+-- partition enters the next segment.
 create or replace function enter_segment(
     topic_id int4, "partition" int4, segment int4, segment_start int8, next_segment int4) returns int8
 language plpgsql volatile set search_path from current as $$
@@ -120,6 +121,9 @@ begin
     end_offset := coalesce(end_offset, enter_segment.segment_start);
     update topic_partition set segment = next_segment, segment_start = end_offset
     where topic_id = enter_segment.topic_id and partition = enter_segment.partition;
+    -- Has PostgreSQL read the new leaf's row of pg_class. Whoever reads it while it makes its list of the topic's leaves
+    -- hears of further leaves in the middle of that, and keeps a list without them (ADR 10).
+    perform has_table_privilege('b_' || enter_segment.topic_id || '_' || enter_segment.next_segment, 'insert');
     return end_offset;
 end
 $$;

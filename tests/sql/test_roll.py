@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.sqllog import Connect, Session, append, rows, value
+from tests.support.servers import Server
+from tests.support.sqllog import Connect, Session, append, rows, value, wait_until, waits_for_lock
 
 pytestmark = pytest.mark.every_server
 
@@ -177,6 +179,52 @@ def test_many_rollers_at_once(connect: Connect, session: Session) -> None:
         )
         == []
     )
+
+
+def test_leaves_that_are_made_in_the_middle_of_looking_at_them_are_not_missed(
+    connect: Connect, session: Session, release: Server, log_dsn: str
+) -> None:
+    """PostgreSQL keeps the list that it has made of a topic's leaves, whatever it heard meanwhile."""
+    if release.superuser_dsn is None:
+        pytest.skip("only a superuser can make a session wait there")
+    topic = create(session, 2, segment_bytes=300)
+    roller = psycopg.connect(
+        release.as_superuser(log_dsn), autocommit=True, options="-c search_path=logstore"
+    )
+    waiter = connect()
+    with contextlib.closing(roller), ThreadPoolExecutor(1) as pool:
+        append(waiter, topic, partition=1)
+        append(session, topic, [b"x" * 400])  # segment 1
+        append(waiter, topic, partition=1)
+        append(session, topic, [b"x" * 400])  # segment 2
+        # The topic's table is known anew, and its leaves not yet.
+        waiter.execute("SELECT pg_relation_size('b_1')")
+        with session.transaction():
+            session.execute("LOCK TABLE sealed_segment IN EXCLUSIVE MODE")
+            entering = pool.submit(append, waiter, topic, partition=1)
+            wait_until(lambda: waits_for_lock(roller, waiter))
+            # What the waiter knew of the leaf that it enters is forgotten ...
+            roller.execute("ALTER TABLE b_1_2 SET (autovacuum_vacuum_threshold = 51)")
+            roller.execute("BEGIN")
+            roller.execute("SET LOCAL ROLE logstore")
+            assert value(roller, "SELECT roll_segment(%s, 2)", topic) == 3
+            roller.execute("RESET ROLE")
+            # ... and it has to wait when it looks, until segment 3 is there.
+            roller.execute("LOCK TABLE pg_catalog.pg_class IN ACCESS EXCLUSIVE MODE")
+        wait_until(
+            lambda: (
+                rows(
+                    roller,
+                    "SELECT 1 FROM pg_locks WHERE pid = %s AND relation = 1259 AND NOT granted",
+                    waiter.info.backend_pid,
+                )
+                != []
+            )
+        )
+        roller.execute("COMMIT")
+        assert entering.result() == [2, -1, 0]
+        assert append(waiter, topic, partition=1) == [3, -1, 0]
+    assert leaves(session)[-2:] == [("b_1_2", 1, 2, 2), ("b_1_3", 1, 3, 3)]
 
 
 def test_lz4_is_for_the_next_segment(session: Session) -> None:
