@@ -44,8 +44,8 @@ def write(holder: Producer, value: bytes) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_everybody_goes_on_where_the_log_ends_now(server: Archived) -> None:
-    dsn = server.dsn
+def test_everybody_goes_on_where_the_log_ends_now(archiving: Archived, by: str) -> None:
+    server, dsn = archiving, archiving.dsn
     with Admin(dsn) as admin:
         for topic in ("t", "staged", "queue"):
             admin.create_topic(topic)
@@ -67,7 +67,7 @@ def test_everybody_goes_on_where_the_log_ends_now(server: Archived) -> None:
         assert execute(dsn, "SELECT logstore.claim_job('lost', 'retention', 500)") == [(0,)]
         # Nobody polls from here to the moment: whoever does drains.
         execute(dsn, "SELECT logstore.stage('staged', 0, NULL, 'once', NULL, NULL, NULL)")
-        server.name("good")
+        moment = server.moment(by)
 
         # What will not have happened.
         for value in (b"x", b"y", b"z"):
@@ -87,7 +87,7 @@ def test_everybody_goes_on_where_the_log_ends_now(server: Archived) -> None:
             follower.seek_to_beginning()
             assert len(polled(follower, 7)) == 7
 
-        server.restore(recovery_target_name="good")
+        server.restore(**moment)
         assert server.dsn == dsn
         assert command(dsn, "db", "recovered") == (
             0,

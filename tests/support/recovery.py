@@ -28,7 +28,9 @@ ARCHIVING: Final = "test ! -f {archive}/%f && cp %p {archive}/%f"
 class Archived:
     """The server, its archive and its base backup.  A restore keeps the place, and so the DSN."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path | None = None) -> None:
+        """``programs``: PostgreSQL's, where it is not to be the newest."""
+        self.programs = programs
         self.home = make_directory()
         self.archive = self.home / "archive"
         self.archive.mkdir()
@@ -57,7 +59,9 @@ class Archived:
         return self.home / "data"
 
     def _start(self, settings: dict[str, str]) -> None:
-        self._server = EmbeddedServer(self.home, {**self._settings, **settings}, idle_s=60)
+        self._server = EmbeddedServer(
+            self.home, {**self._settings, **settings}, idle_s=60, programs=self.programs
+        )
         self._handle = self._server.start_or_join()
 
     def _stop(self) -> None:
@@ -72,9 +76,21 @@ class Archived:
 
     def name(self, moment: str) -> None:
         """Give this moment a name, and let the archive have everything up to it."""
-        with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
-            connection.execute("SELECT pg_create_restore_point(%s)", [moment])
+        execute(self.superuser_dsn, "SELECT pg_create_restore_point(%s)", moment)
         self.switch()
+
+    def moment(self, by: str) -> dict[str, str]:
+        """What :meth:`restore` needs to come back to now, ``by`` name, time or lsn."""
+        if by == "name":
+            self.name("good")
+            return {"recovery_target_name": "good"}
+        ((time, lsn),) = execute(
+            self.superuser_dsn, "SELECT clock_timestamp()::text, pg_current_wal_insert_lsn()::text"
+        )
+        if by == "time":
+            return {"recovery_target_time": time}
+        # It is where the next record begins, which is of what comes later.
+        return {"recovery_target_lsn": lsn, "recovery_target_inclusive": "off"}
 
     def switch(self) -> None:
         """Let the archive have everything there is."""
@@ -116,9 +132,9 @@ class Archived:
 
 
 @contextlib.contextmanager
-def archived() -> Iterator[Archived]:
+def archived(programs: Path | None = None) -> Iterator[Archived]:
     """A server of its own that archives, with a log in it."""
-    made = Archived()
+    made = Archived(programs)
     try:
         yield made
     finally:
