@@ -8,7 +8,9 @@ does.  tests/cli/test_processes.py and tests/packaging run the command as it is 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import marshal
 import os
@@ -20,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -130,7 +133,23 @@ def _become(caller: socket.socket, size: int, streams: list[int]) -> NoReturn:
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     from logstore.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            _leave(end.code or 0)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """What the interpreter does at its end, but for taking its modules apart: most of a command's time."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _read_everything() -> None:
@@ -144,4 +163,6 @@ def _read_everything() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _read_everything()
+    # What is there now is not looked through, and so not copied, in each command.
+    gc.freeze()
     _serve(sys.argv[1])
