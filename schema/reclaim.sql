@@ -54,7 +54,8 @@ $$;
 -- detach or drop; no row: nothing is to be done now. Whatever was interrupted, the answer follows from what is
 -- there. A leaf is detached at once, for those who read all of the topic, and dropped when those who have found
 -- it by its name have had file.delete.delay.ms to read it. A detach that has to wait for longer than lock_timeout
--- is finalized, which waits for less: for those who read the leaf, and for snapshots of before the detach.
+-- is finalized, which waits for less: for those who read the leaf, and for snapshots of before the detach. All are
+-- detached before one is dropped: what readers and appends could notice is over before the disk is busy with files.
 create or replace function next_drop(skip int4[] default '{}')
 returns table (topic_id int4, segment int4, bytes int8, action text, statement text)
 language plpgsql stable security definer set search_path from current as $$
@@ -83,7 +84,7 @@ begin
                 and (i.inhrelid is null
                      or not exists (select from deleted_topic g where g.topic_id = d.topic_id))) u
         where u.inhrelid is not null or u.free_at <= clock_ms()
-        -- Only one detach of a topic can be pending at a time, so that one comes first.
+        -- Only one detach of a topic can be pending at a time, so that one comes first; what is detached comes last.
         order by u.inhdetachpending desc nulls last, u.topic_id, u.segment
         limit 1;
 end

@@ -236,7 +236,8 @@ $$;
 -- written anew (null: none) without what lies below the log start: those that are dropped never, or late, because
 -- of the few records that a slower partition has in them. Each is expired for the most part, and together that
 -- is a twentieth of the topic, and a segment or 1 MB; or they are many and small. What stays of them makes no more
--- than a segment, with records no further apart than segment.ms, so that nothing expires later than it may.
+-- than a segment, with records no further apart than segment.ms, so that nothing expires later than it may. Where a
+-- partition's start is only late, because somebody has it locked, its segments are not written anew for that.
 create or replace function segments_to_evacuate(topic_id int4) returns int4[]
 language plpgsql stable security definer set search_path from current as $$
 #variable_conflict use_column
@@ -248,6 +249,7 @@ declare
     leaf record;
     neighbours int4[];
     fits boolean;
+    late int4[];
     dead int8 := 0;
     live int8 := 0;
     oldest int8;
@@ -281,6 +283,11 @@ begin
             fits := not leaf.written and leaf.live > 0
                 and case merging when 0 then leaf.dead >= leaf.live
                                  else leaf.dead + leaf.live < t.segment_bytes / 8 end;
+            if fits then
+                late := coalesce(late, array(select r.segment from retention_parts(id) r
+                                             where r.reason <> 'log start' and r.segment is not null));
+                fits := leaf.segment <> all (late);
+            end if;
             if not fits or greatest(newest, leaf.newest) - least(oldest, leaf.oldest) > most_apart
                or live + leaf.live > t.segment_bytes then
                 if cardinality(neighbours) >= 8 or merging = 0 and neighbours <> '{}' and dead >= worth then

@@ -11,7 +11,7 @@ import pytest
 
 from logstore.workers import reclaim, retention, roll
 from tests.support.clock import DAY_MS, HOUR_MS, Clock
-from tests.support.sqllog import Session, append, refused, rows, value
+from tests.support.sqllog import Connect, Session, append, refused, rows, value
 
 SIZE = 128
 """Of a batch of one record of 100 bytes, as it is measured."""
@@ -326,6 +326,30 @@ def test_a_slow_partition_does_not_keep_what_a_fast_one_has_lost(
         assert found[0][0] <= position
         assert [low for low, _ in found[1:]] == [high + 1 for _, high in found[:-1]]
         position = found[-1][1] + 1
+
+
+def test_nothing_is_written_anew_for_a_partition_that_is_only_busy(
+    session: Session, connect: Connect, clock: Clock, log_dsn: str
+) -> None:
+    """Its start moves in the next run, and then the same segments are dropped as they are."""
+    topic = create(session, 2, segment_bytes=4 * SIZE, retention_ms=DAY_MS, file_delete_delay_ms=0)
+    for _ in range(10):
+        write(session, topic, clock, 0, 4)
+        write(session, topic, clock, 1)
+    clock.advance(DAY_MS + 1)
+    write(session, topic, clock, 0)
+    write(session, topic, clock, 1)
+    busy = connect()
+    busy.execute("BEGIN")
+    append(busy, topic, [b"x"], 1, at=clock.now_ms)
+    came_to = expire(log_dsn)
+    assert starts(session) == [40, 0]
+    assert (came_to.partitions, came_to.evacuations) == (1, 0)
+    busy.execute("COMMIT")
+    came_to = expire(log_dsn)
+    assert starts(session) == [40, 9], "its last old record is in a segment with its new one"
+    assert came_to.evacuations == 0
+    assert len(segments(session)) <= 2
 
 
 def test_a_slow_partition_expires_as_soon_as_a_fast_one(session: Session, clock: Clock, log_dsn: str) -> None:

@@ -71,6 +71,20 @@ def test_appends_that_roll_wait_for_no_detach(connect: Connect, session: Session
     assert reclaim.run_once(log_dsn).segments == 3
 
 
+def test_all_are_detached_before_one_is_dropped(session: Session, log_dsn: str) -> None:
+    """What readers and appends could notice is over before the disk is busy with files."""
+    topic = create(session)
+    fill(session, topic, 3)
+    drop(session, log_dsn, 3)
+    actions = []
+    while found := rows(session, "SELECT action, statement FROM next_drop()"):
+        ((action, statement),) = found
+        actions.append(action)
+        session.execute(statement)
+    assert actions == ["detach"] * 3 + ["drop"] * 3
+    append(session, topic)
+
+
 def test_a_snapshot_delays_the_space_and_nothing_else(
     connect: Connect, session: Session, log_dsn: str
 ) -> None:

@@ -8,6 +8,7 @@ each kind of blow.  After each one appends and reads have to go on at once, and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -197,18 +198,19 @@ def _fall(blow: Blow, server: Server, dsn: str, worker: ForkServerProcess) -> No
 def _crash(dsn: str) -> None:
     """kill -9 of one of the server's processes; it is back then."""
     with psycopg.connect(dsn, autocommit=True) as witness:
-        pids = witness.execute(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-            "AND (application_name LIKE 'logstore %' OR pid = pg_backend_pid()) "
-            "ORDER BY pid = pg_backend_pid()"
-        ).fetchall()
-        os.kill(pids[0][0], signal.SIGKILL)
 
         def broken() -> bool:
             try:
-                witness.execute("SELECT")
+                pids = witness.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND (application_name LIKE 'logstore %' OR pid = pg_backend_pid()) "
+                    "ORDER BY pid = pg_backend_pid()"
+                ).fetchall()
             except psycopg.Error:
                 return True
+            # One that ends by itself just then takes nobody with it: again.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[0][0], signal.SIGKILL)
             return False
 
         eventually(broken, "all sessions are gone", PATIENCE_S)
@@ -228,7 +230,8 @@ def _work(dsn: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         jobs.settle(dsn, JOBS)
-    except LogstoreError:
+    except LogstoreError as error:
+        print(repr(error), file=sys.stderr)
         sys.exit(3)  # it was told that its session, or the server, has come to an end
 
 
