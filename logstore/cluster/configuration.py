@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from logstore.cluster import divergence
 from logstore.cluster.layout import API, ETCD, HOST, REPLICATION, Layout, Place, Plan
 from logstore.embedded import binaries
 from logstore.embedded.binaries import Binaries
@@ -144,11 +146,49 @@ def patroni_command(place: Place) -> list[str]:
     return [sys.executable, "-P", "-m", "patroni", str(place.configuration)]
 
 
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """The archive of the timelines' histories, a directory that all members see.
+
+    What a write-ahead log archive is to a group in production: no two members give the same number to two
+    timelines, one that a newer timeline left behind does not start, and is not promoted.
+    """
+
+    directory: Path
+
+    @property
+    def _quoted(self) -> str:
+        return shlex.quote(str(self.directory).replace("%", "%%"))
+
+    def keep(self, then: str | None) -> str:
+        """``archive_command``; ``then``: what else is to be done with each file."""
+        place = f"{self._quoted}/%f"
+        copied = f"cp %p {place}.new && mv {place}.new {place}"
+        kept = f"case %f in *.history) test -f {place} || {{ {copied}; }};; esac"
+        return f"{{ {kept}; }} && {then}" if then else kept
+
+    def fetch(self, otherwise: str | None) -> str:
+        """``restore_command``; ``otherwise``: where else to look for a file."""
+        place = f"{self._quoted}/%f"
+        fetched = f"test -f {place} && cp {place} %p"
+        return f"{{ {fetched}; }} || {{ {otherwise}; }}" if otherwise else fetched
+
+
 def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: str) -> str:
     """The text of a member's configuration file (JSON, which YAML includes); it holds passwords."""
     place = layout.place(name)
     api, server = plan.api_ports[name], plan.ports[name]
     unsafe = ["no-sync"] if plan.settings.get("fsync") == "off" else []
+    histories = Histories(layout.histories)
+    settings = {
+        **PARAMETERS,
+        **plan.settings,
+        "archive_mode": "on",
+        "archive_command": histories.keep(plan.settings.get("archive_command")),
+        "restore_command": histories.fetch(plan.settings.get("restore_command")),
+    }
+    interface = f"http://{HOST}:{api}"
+    fence = [sys.executable, "-I", divergence.__file__, place.data, interface, settings["restore_command"]]
     initdb: list[Any] = [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"]
     if programs.postgres.major >= 17:
         initdb += [{"locale-provider": "builtin"}, {"builtin-locale": "C.UTF-8"}]
@@ -169,7 +209,7 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
                 "postgresql": {
                     "use_pg_rewind": True,
                     "use_slots": True,
-                    "parameters": {**PARAMETERS, **plan.settings},
+                    "parameters": settings,
                 },
             },
             "initdb": [*initdb, *unsafe],
@@ -191,6 +231,7 @@ def patroni_configuration(layout: Layout, plan: Plan, programs: Programs, name: 
                 f"host all all {HOST}/32 scram-sha-256",
             ],
             "basebackup": [{"checkpoint": "fast"}, *unsafe],
+            "pre_promote": shlex.join(map(str, fence)),
             # A member whose history was cut off comes back by itself; what only it had is gone.
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,7 @@ STOP_TIMEOUT_S: Final = 90.0
 SWITCHOVER_TIMEOUT_S: Final = 60.0
 _NEEDED_BYTES: Final = 200 << 20
 _TAKES_OVER_S: Final = 5.0
+_ASK_AGAIN_S: Final = 0.5
 """For so long whoever is not to lead stands still."""
 
 
@@ -391,6 +392,8 @@ class LocalCluster:
         """Let a follower lead: ``to``, or any that is in sync.  Answers who led and who leads now.
 
         Nothing acknowledged is lost: the leader stops, and the follower takes over when it has everything.
+        Within 20 s after etcd could not be reached this waits, while the leader goes on: until then followers
+        elect nobody (failsafe mode).
         Raises :class:`ClusterError` when ``to`` does not lead in the end.
         """
         plan, found = self.layout.read_plan(), self._running()
@@ -421,7 +424,6 @@ class LocalCluster:
         its key, in favour of ``to`` if that has everything: Patroni elects another at once, and starts the
         old one as a follower.  Patroni's own switchover takes some seconds longer.
         """
-        place = self.layout.place(leader.name)
         try:
             with psycopg.connect(self.layout.member_dsn(plan, leader.name), autocommit=True) as connection:
                 # The one that is written while nobody leads is short then.
@@ -430,16 +432,38 @@ class LocalCluster:
             raise ClusterError(f"The leader {leader.name} does not answer: {error}") from error
         # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end; those
         # that are not to lead would wait for two seconds before they follow, and nobody would be in sync.
-        others = [name for name in plan.members if to is not None and name != to]
-        with processes.held_up([self.layout.place(name) for name in others or [leader.name]]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(leader.pid, signal.SIGINT)
-            if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
-                raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
-            able = to is not None and self._has_everything(plan, to, leader.name)
-            release(json.loads(place.configuration.read_text()), in_favour_of=to if able else None)
-            if able and to is not None:
-                wait_until(lambda: self._leads(plan, to), _TAKES_OVER_S)
+        others = [name for name in plan.members if to is not None and name != to] or [leader.name]
+        electors = [name for name in plan.members if name not in others]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with processes.held_up([self.layout.place(name) for name in others]):
+                if self._elect(plan, electors):
+                    self._hand_over(plan, leader, to, timeout_s)
+                    return
+            # The leader goes on meanwhile.
+            if time.monotonic() > deadline:
+                names = ", ".join(electors)
+                raise ClusterError(f"{names} would elect nobody: {leader.name} could not reach etcd.")
+            time.sleep(_ASK_AGAIN_S)
+
+    @staticmethod
+    def _elect(plan: Plan, names: Sequence[str]) -> bool:
+        """These members would elect a leader, were there none: none is in failsafe mode."""
+        return not any(
+            seen.failsafe for name in names for seen in rest.members_seen(plan, only=name).values()
+        )
+
+    def _hand_over(self, plan: Plan, leader: MemberStatus, to: str | None, timeout_s: float) -> None:
+        """Their Patroni stands still: see :meth:`_step_down`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(leader.pid, signal.SIGINT)
+        if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
+            raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
+        able = to is not None and self._has_everything(plan, to, leader.name)
+        document = json.loads(self.layout.place(leader.name).configuration.read_text())
+        release(document, in_favour_of=to if able else None)
+        if able and to is not None:
+            wait_until(lambda: self._leads(plan, to), _TAKES_OVER_S)
 
     @staticmethod
     def _leads(plan: Plan, name: str) -> bool:

@@ -7,6 +7,7 @@
     <home>/cluster/starting.lock    exclusive: somebody starts, or removes, the cluster
     <home>/cluster/supervisor.lock  exclusive: the supervisor lives
     <home>/cluster/status.json      what the supervisor last said;   supervisor.log: its log
+    <home>/cluster/histories/       of the timelines: where each branched off
     <home>/cluster/<name>/          a member (pg1, pg2, ...) or etcd:
         data/        its data           lock     exclusive: the process that the supervisor started lives
         patroni.yml  what Patroni reads log      Patroni's and PostgreSQL's log, or etcd's
@@ -155,6 +156,11 @@ class Layout:
     def doomed(self) -> Path:
         """A file that says that all of this is to be removed: nothing has to end well."""
         return self.path / "doomed"
+
+    @property
+    def histories(self) -> Path:
+        """The archive of the timelines' histories."""
+        return self.path / "histories"
 
     @property
     def plan_file(self) -> Path:

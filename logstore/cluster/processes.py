@@ -67,9 +67,13 @@ def held_up(places: Iterable[Place]) -> Iterator[None]:
     """The Patroni of each of these members stands still inside."""
     import psutil
 
-    stopped = [
-        process for place in places for process in of(place) if str(place.configuration) in process.cmdline()
-    ]
+    stopped = []
+    for place in places:
+        for process in of(place):
+            # Others of a member's come and go.
+            with suppress(psutil.Error):
+                if str(place.configuration) in process.cmdline():
+                    stopped.append(process)
     try:
         for process in stopped:
             with suppress(psutil.NoSuchProcess):

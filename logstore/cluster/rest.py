@@ -26,6 +26,8 @@ class Seen:
     timeline: int | None
     position: int | None
     """In the write-ahead log, bytes: a leader's end, what a follower has received."""
+    failsafe: bool = False
+    """It has heard within ``ttl`` from a leader that could not reach etcd, and elects nobody in its place."""
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Seen:
@@ -38,6 +40,7 @@ class Seen:
             leads or bool(document.get("quorum_standby") or document.get("sync_standby")),
             document.get("timeline"),
             log.get("location") if leads else log.get("received_location"),
+            bool(document.get("failsafe_mode_is_active")),
         )
 
 

@@ -149,6 +149,8 @@ class Supervisor:
         self.plan: Plan = plan
         self.programs: Programs = configuration.find_programs(self._major())
         self.identity: Identity = self._identity()
+        self.layout.histories.mkdir(mode=0o700, exist_ok=True)
+        self.identity.give(self.layout.histories)
         for place in places(self.layout, plan):
             place.path.mkdir(mode=0o700, exist_ok=True)
             self.identity.give(place.path)

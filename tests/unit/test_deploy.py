@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from logstore.cluster.configuration import PARAMETERS, RULES
+from logstore.cluster.configuration import PARAMETERS, RULES, Histories
 from logstore.embedded import binaries
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -46,6 +47,20 @@ def test_production_has_the_rules_that_are_tested() -> None:
         name for name, value in PARAMETERS.items() if str(settings.get(name)) != str(value)
     } <= OF_THE_PLACE
     assert template()["postgresql"]["remove_data_directory_on_diverged_timelines"] is True
+
+
+def test_production_keeps_the_histories_of_timelines_as_is_tested() -> None:
+    document = template()
+    settings = document["bootstrap"]["dcs"]["postgresql"]["parameters"]
+    histories = Histories(Path("/var/lib/logstore/histories"))
+    assert settings["archive_mode"] == "on"
+    assert settings["archive_command"] == histories.keep(None)
+    assert settings["restore_command"] == histories.fetch(None)
+    _, _, module, data, interface, fetch = shlex.split(document["postgresql"]["pre_promote"])
+    assert importlib.util.find_spec(module) is not None
+    assert data == document["postgresql"]["data_dir"]
+    assert interface.endswith(document["restapi"]["listen"].partition(":")[2])
+    assert fetch == histories.fetch(None)
 
 
 def test_a_member_in_a_container_has_its_own_name_and_passwords() -> None:
@@ -151,7 +166,10 @@ def test_the_etcd_of_the_containers_know_each_other() -> None:
     for name in ("pg1", "pg2", "pg3"):
         # Nobody from elsewhere gets in, and each keeps its data where Patroni looks for them.
         ports += services[name]["ports"]
-        assert services[name]["volumes"] == [f"{name}:/var/lib/logstore"]
+        assert services[name]["volumes"] == [
+            f"{name}:/var/lib/logstore",
+            "histories:/var/lib/logstore/histories",
+        ]
         assert set(services[name]["depends_on"]) == {"etcd1", "etcd2", "etcd3"}
     assert len(set(ports)) == 3 and all(port.startswith("127.0.0.1:") for port in ports)
     assert template()["postgresql"]["data_dir"].startswith("/var/lib/logstore/")
