@@ -30,12 +30,13 @@ import signal
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from tests.support import servers
+from tests.support import prepared, servers
 from tests.support.colours import Asyncio, Threads
 from tests.support.pgbouncer import pgbouncer
 from tests.support.prestarted import prestarted
@@ -62,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # Hundreds of processes are started: none should compile all its modules again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
@@ -71,6 +72,10 @@ def pytest_configure() -> None:
     # The same stories each time: what is new is looked for by `make prove`, not by whoever runs the tests.
     hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
     hypothesis.settings.load_profile("suite")
+    if prepared.VARIABLE not in os.environ:
+        here = ExitStack()
+        here.enter_context(prepared.place(servers.make_directory()))
+        config.add_cleanup(here.close)
     # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

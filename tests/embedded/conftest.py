@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from logstore.embedded import EmbeddedServer
+from tests.support import prepared
 from tests.support.servers import SETTINGS, make_directory, remove_leftovers
 
 Make = Callable[..., EmbeddedServer]
@@ -18,6 +19,10 @@ Make = Callable[..., EmbeddedServer]
 @pytest.fixture(scope="session")
 def data_directory() -> Iterator[Path]:
     """A data directory to copy: making one takes longer than everything else a start does."""
+    ready_made = prepared.data_directory(SETTINGS)
+    if ready_made is not None:
+        yield ready_made
+        return
     remove_leftovers()
     home = make_directory()
     server = EmbeddedServer(home, SETTINGS, idle_s=60)
