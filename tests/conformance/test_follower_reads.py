@@ -17,7 +17,8 @@ from tests.support.colours import Colour
 from tests.support.programs import eventually
 from tests.support.reading import ENOUGH_MS, read
 from tests.support.several import running, together
-from tests.support.standbys import Group, Node, standbys
+from tests.support.sqllog import value
+from tests.support.standbys import Group, Node, standbys, usurped
 
 pytestmark = [pytest.mark.one_server, pytest.mark.long]
 _numbers = count()
@@ -97,6 +98,25 @@ def replay_paused(node: Node) -> Iterator[None]:
         node.execute("SELECT pg_wal_replay_resume()")
 
 
+@contextmanager
+def in_rack(node: Node, rack: str) -> Iterator[None]:
+    """``logstore.rack`` in its configuration, as an administrator writes it there."""
+    conf = node.data / "postgresql.conf"
+    before = conf.read_text()
+
+    def configured(text: str, expected: bool) -> None:
+        conf.write_text(text)
+        node.execute("SELECT pg_reload_conf()")
+        found = "SELECT coalesce(current_setting('logstore.rack', true), '')"
+        eventually(lambda: (node.execute(found) == [(rack,)]) == expected, f"{node.name} is in rack {rack}")
+
+    configured(f"{before}logstore.rack = '{rack}'\n", True)
+    try:
+        yield
+    finally:
+        configured(before, False)
+
+
 def test_records_come_from_a_follower(consumer: Consumers, group: Group, log: Appender, topic: str) -> None:
     log.append(topic, values(3))
     reader = consumer(client_rack="s2")
@@ -129,6 +149,18 @@ def test_the_nearest_server_may_be_the_leader(consumer: Consumers, group: Group)
         lambda: of_follower(nowhere) or nowhere._fetcher.replica._finder.leader_is_nearest,
         "some server is the nearest",
     )
+
+
+def test_the_rack_is_what_the_server_is_configured_with(consumer: Consumers, group: Group) -> None:
+    first, second = group.followers
+    with in_rack(second, "eu-1a"), in_rack(group.leader, "eu-1a"), in_rack(first, "eu-1b"):
+        for rack, follower in (("eu-1a", second), ("eu-1b", first)):
+            for choice in ("nearest", "follower"):
+                reader = consumer(read_from=choice, client_rack=rack)
+                eventually(reads_from(reader, follower), f"{choice}: the follower of {rack}, not its leader")
+                reader.close()
+        reader = consumer(client_rack="eu-1c")
+        eventually(lambda: reader.poll() == {} and of_follower(reader), "without a match, any follower")
 
 
 def test_a_follower_gives_nothing_that_a_failover_may_take_away(
@@ -176,6 +208,70 @@ def test_a_follower_that_lags_is_left_and_returned_to(
     assert [record.value for record in read(reader, 1)] == values(1, 2)
 
 
+def test_one_that_lags_is_left_for_another_and_not_begun_with(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    """Though it is the one of the rack."""
+    first, second = group.followers
+    early = consumer(client_rack="s1", max_replica_lag_ms=150)
+    eventually(reads_from(early, first), "it reads from the follower of its rack")
+    with replay_paused(first):
+        log.append(topic, values(2))
+        assert [record.value for record in read(early, 2)] == values(2)
+        late = consumer(client_rack="s1", max_replica_lag_ms=150)
+        lag = late._fetcher.replica.lag
+        eventually(lambda: lag.behind_s > 0, "it has looked at the one of the rack")
+        assert not of_follower(late)
+        assert [record.value for record in read(late, 2)] == values(2)
+        for reader in (early, late):
+            eventually(reads_from(reader, second), "it reads from the other one")
+        log.append(topic, values(1, 2))
+        for reader in (early, late):
+            assert [record.value for record in read(reader, 1)] == values(1, 2)
+
+
+def test_a_follower_of_another_cluster_is_not_read_from(
+    consumer: Consumers, group: Group, log: Appender, topic: str
+) -> None:
+    """Not even if it comes later, has a topic of that name and id, and seems to be ahead."""
+    follower = group.followers[0]
+    log.append(topic, values(1))
+    topic_id = log.topic_id(topic)
+
+    def furnish(stranger: Node) -> None:
+        with stranger.connect() as session:
+            names = [f"other-{number}" for number in range(1, topic_id)]
+            assert [value(session, "SELECT create_topic(%s, 1)", name) for name in [*names, topic]][
+                -1
+            ] == topic_id
+            session.execute("SELECT setval(pg_get_serial_sequence('seal', 'seal_id'), 1000000)")
+        with Appender(stranger.dsn) as theirs:
+            theirs.append(topic, [b"theirs"] * 9)
+        with stranger.connect() as session:
+            assert value(session, "SELECT sealed_to FROM seal()") > 1_000_000
+
+    reader = consumer(group.leader, follower)
+    read(reader, 1)
+    eventually(reads_from(reader, follower), "it reads from the follower")
+    follower.kill()
+    said = follower.home / "server.log"
+    try:
+        with usurped(follower, furnish):
+            begin = len(said.read_text())
+            eventually(
+                lambda: (
+                    said.read_text()[begin:].count("authorized: user=logstore") >= 2 or of_follower(reader)
+                ),
+                "it has been asked again and again",
+            )
+            assert not of_follower(reader)
+            log.append(topic, values(1, 1))
+            assert [record.value for record in read(reader, 1)] == values(1, 1)
+    finally:
+        follower.start()
+        eventually(lambda: group.streams(follower), "the follower is back")
+
+
 def test_a_follower_that_is_lost_is_left_for_another(
     consumer: Consumers, group: Group, log: Appender, topic: str
 ) -> None:
@@ -201,7 +297,8 @@ def test_a_follower_that_does_not_answer_is_left(
     reader = consumer(group.leader, follower, max_replica_lag_ms=100)
     eventually(reads_from(reader, follower), "it reads from the follower")
     with stopped(follower):
-        log.append(topic, values(1))
+        # Asked of the follower, answered by the leader.
+        reader.wait_for_offset(TopicPartition(topic, 0), log.append(topic, values(1)))
         assert read(reader, 1)[0].value == b"0"
         assert not of_follower(reader)
         # Nobody waits for it, and nobody stays behind.

@@ -99,11 +99,11 @@ class Archived:
         assert found is not None
         eventually((self.archive / found[0]).exists, "the archive has it")
 
-    def restore(self, base: Path | None = None, **target: str) -> None:
+    def restore(self, **target: str) -> None:
         """Make the server again: recovery_target_name, _time or _lsn; none: as far as the archive goes."""
         self._stop()
         shutil.rmtree(self.data)
-        shutil.copytree(base or self.base, self.data)
+        shutil.copytree(self.base, self.data)
         (self.data / "recovery.signal").touch()
         self._start(
             {

@@ -11,8 +11,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from logstore.embedded.home import make_dsn
 from tests.support.programs import eventually, lives
 from tests.support.servers import MEMORY, ROOM
 
-__all__ = ["Group", "Node", "standbys"]
+__all__ = ["Group", "Node", "standbys", "usurped"]
 
 DATABASE: Final = "log"
 NOWHERE: Final = "host=127.0.0.1 port=9 connect_timeout=1"
@@ -117,8 +118,9 @@ class Node:
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(processes, timeout=30)
             self._process.wait()
+            # Whose children they are now may take seconds to notice; they are dead long before.
+            eventually(lambda: not any(lives(process.pid) for process in processes), "they are dead")
             self._process = None
 
     def restart(self) -> None:
@@ -264,6 +266,64 @@ def standbys(count: int, synchronous: str = "") -> Iterator[Group]:
         for node in made:
             node.kill()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def usurped(node: Node, furnish: Callable[[Node], None]) -> Iterator[None]:
+    """A standby of another cluster in the place of ``node``, which does not run; ``furnish`` can write there
+    before it is one.
+    """
+    own = node.data.rename(node.home / "own")
+    try:
+        shutil.copytree(_template() / "data", node.data)
+        shutil.copy(own / "postgresql.conf", node.data)
+        with (node.data / "postgresql.conf").open("a") as file:
+            file.write("log_connections = on\n")
+        _estrange(node.data)
+        _give(node.data)
+        subprocess.run(
+            [*_as_somebody(node.home), _programs().directory / "pg_resetwal", "-f", "-D", node.data],
+            env=_programs().environment(),
+            cwd="/",
+            check=True,
+            capture_output=True,
+        )
+        node.start()
+        furnish(node)
+        node.stop()
+        (node.data / "standby.signal").touch()
+        _give(node.data / "standby.signal")
+        node.start()
+        yield
+    finally:
+        node.kill()
+        shutil.rmtree(node.data)
+        own.rename(node.data)
+
+
+def _estrange(data: Path) -> None:
+    """Give a stopped server another system identifier: the first eight bytes of its control file, which ends
+    with the CRC-32C of what comes before.
+    """
+    control = data / "global" / "pg_control"
+    content = bytearray(control.read_bytes())
+    end = next(
+        end
+        for end in range(200, 1000, 4)
+        if _crc32c(content[:end]) == int.from_bytes(content[end : end + 4], sys.byteorder)
+    )
+    content[0] ^= 1
+    content[end : end + 4] = _crc32c(content[:end]).to_bytes(4, sys.byteorder)
+    control.write_bytes(content)
+
+
+def _crc32c(content: bytes | bytearray) -> int:
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def _conninfo(leader: Node, follower: Node) -> str:
