@@ -87,7 +87,8 @@ def test_the_page_explains_the_settings_that_are_deployed() -> None:
     assert table is not None
     document = template()
     rules = document["bootstrap"]["dcs"]
-    known = {**document, **rules, **rules["postgresql"], **rules["postgresql"]["parameters"]}
+    server = document["postgresql"]
+    known = {**document, **server, **rules, **rules["postgresql"], **rules["postgresql"]["parameters"]}
     said = [
         part
         for row in table[1].splitlines()
