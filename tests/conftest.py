@@ -29,7 +29,7 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -199,11 +199,18 @@ def pooled(server: Server) -> Iterator[Server]:
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest) -> Iterator[str]:
+def contents() -> Callable[[str], object] | None:
+    """What puts something into a database before tests get it: once for each server, for they get copies."""
+    return None
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, contents: Callable[[str], object] | None) -> Iterator[str]:
     """The DSN of a fresh database with the schema in it."""
     kind = getattr(request, "param", "postgres")
     name = {"postgres": "server", "postgres15": "postgres15", "pgbouncer": "pooled"}[kind]
-    yield from _fresh(request.getfixturevalue(name))
+    found: Server = request.getfixturevalue(name)
+    yield from _fresh(found, like=found.filled(contents) if contents else None)
 
 
 @pytest.fixture
@@ -224,8 +231,8 @@ def pgbouncer_dsn(pooled: Server) -> Iterator[str]:
     yield from _fresh(pooled)
 
 
-def _fresh(server: Server, *, migrated: bool = True) -> Iterator[str]:
-    dsn = server.create(migrated=migrated)
+def _fresh(server: Server, *, migrated: bool = True, like: str | None = None) -> Iterator[str]:
+    dsn = server.create(migrated=False, like=like) if like else server.create(migrated=migrated)
     try:
         yield dsn
     finally:

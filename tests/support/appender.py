@@ -38,7 +38,7 @@ class Appender:
 
     def append(
         self,
-        topic: str,
+        topic: str | int,
         records: Sequence[bytes | None],
         partition: int = 0,
         *,
@@ -47,8 +47,11 @@ class Appender:
         timestamps: Sequence[int] | None = None,
         wake: bool = True,
     ) -> int:
-        """Append one batch; its base offset.  ``headers`` are (ordinal from 1, name, value)."""
-        topic_id = self.topic_id(topic)
+        """Append one batch to a topic, given its name or number; its base offset.
+
+        ``headers`` are (ordinal from 1, name, value).
+        """
+        topic_id = topic if isinstance(topic, int) else self.topic_id(topic)
         batch = AppendBatch(
             topic_id,
             partition,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
@@ -46,6 +46,10 @@ class PooledServer(Server):
     def create(self, *, migrated: bool = True, like: str = "template1") -> str:
         name = urlsplit(self._direct.create(migrated=migrated, like=like)).path[1:]
         return self.database(name)
+
+    def filled(self, fill: Callable[[str], object]) -> str:
+        # PgBouncer would keep a session in it, and then it cannot be copied.
+        return self._direct.filled(fill)
 
     def drop(self, dsn: str) -> None:
         self._direct.drop(dsn)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,8 @@ class Server:
     home: Path | None = None
     """Its directory, if it is an embedded one."""
     _template: str = field(default="", init=False)
+    _filled: dict[Callable[[str], object], str] = field(default_factory=dict, init=False)
+    """Names of databases to copy, by what has put something into them."""
     _sessions: dict[str, psycopg.Connection[TupleRow]] = field(default_factory=dict, init=False)
     """By DSN.  Kept: a third of the time that a database takes would go into connecting."""
 
@@ -88,6 +90,14 @@ class Server:
         psycopg.connect(self.database(name)).close()
         self._template = name
 
+    def filled(self, fill: Callable[[str], object]) -> str:
+        """The name of a database to copy, into which ``fill``, given its DSN, has put something, once."""
+        if fill not in self._filled:
+            dsn = self.create()
+            fill(dsn)
+            self._filled[fill] = urlsplit(dsn).path[1:]
+        return self._filled[fill]
+
     def drop(self, dsn: str) -> None:
         """Remove a database and whoever is connected to it."""
         deadline = time.monotonic() + PATIENCE_S
@@ -103,8 +113,9 @@ class Server:
                 time.sleep(0.05)
 
     def close(self) -> None:
-        if self._template:
-            self.drop(self.database(self._template))
+        for name in (self._template, *self._filled.values()):
+            if name:
+                self.drop(self.database(name))
         self.disconnect()
 
     def disconnect(self) -> None:

@@ -12,7 +12,7 @@ import psycopg
 from logstore.workers import tier
 from tests.support.appender import Appender
 
-__all__ = ["TieredLog"]
+__all__ = ["Record", "TieredLog"]
 
 START_MS = 1_700_000_000_000
 
@@ -50,21 +50,31 @@ class TieredLog:
         self.topic_id = self._appender.topic_id("t")
 
     @classmethod
-    def again(cls, dsn: str, records: list[Record]) -> Self:
-        """The topic that is there already, with the records that are known to be in it."""
+    def again(cls, dsn: str, *records: list[Record], url: str = "") -> Self:
+        """The topic that is there already, with the records that are known to be in its partitions."""
         made = cls.__new__(cls)
-        made.dsn, made.url = dsn, ""
-        made.records = {0: list(records)}
+        made.dsn, made.url = dsn, url
+        made.records = {partition: list(log) for partition, log in enumerate(records)}
         made._appender = Appender(dsn)
         made.sql = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
         made.topic_id = made._appender.topic_id("t")
         return made
 
-    def fill(self, batches: int = 40) -> Self:
-        """Append ``batches`` batches to each partition in turn."""
+    def moved(self, url: str) -> Self:
+        """Its files have been moved to ``url``."""
+        self.rows(
+            "UPDATE topic SET configs = configs || jsonb_build_object('remote.storage.url', %s::text)", url
+        )
+        self.rows("UPDATE remote_segment SET url = %s || substr(url, length(%s) + 1)", url, self.url)
+        self.url = url
+        return self
+
+    def fill(self, batches: int = 40, *, only: int | None = None) -> Self:
+        """Append ``batches`` batches to each partition in turn, or to one of them."""
         for number in range(batches):
             for partition, log in self.records.items():
-                self._append(partition, log, number)
+                if only in (None, partition):
+                    self._append(partition, log, number)
         return self
 
     def _append(self, partition: int, log: list[Record], number: int) -> None:
@@ -85,7 +95,7 @@ class TieredLog:
             )
         keys = [record[3] for record in fresh]
         self._appender.append(
-            "t",
+            self.topic_id,
             [record[4] for record in fresh],
             partition,
             keys=None if keys == [None] * 5 else keys,
