@@ -12,6 +12,9 @@ SHORT = Storm(
     seed=1,
     fixed=("members cut", "clocks stepped", "waits cancelled and leader killed"),
     longest_hold_s=1.0,
+    producers=3,
+    groups=1,
+    pause_s=0.1,
 )
 
 
