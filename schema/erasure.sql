@@ -180,7 +180,8 @@ return case when b.record_count = 0 then 253402300799999
             else coalesce((select min(u) from unnest(b.timestamps) u), b.max_timestamp) end;
 
 -- Takes no lock, reads and writes nothing, returns a query for the batches of a stretch as they are, without those
--- below the log start; with erase, without the records that are to be erased. Its parameters: topic id, the two
+-- that are not wanted here any more; with erase, without those below the log start (what is in files only may be
+-- taken back from here) and without the records that are to be erased. Its parameters: topic id, the two
 -- ends of the stretch (partition and offset each), the erasures' ids; the others are for fill_target().
 create or replace function copied_batches(leaf text, erase boolean) returns text
 language sql immutable set search_path from current
@@ -190,7 +191,7 @@ return format($copy$
     from %1$I b join topic_partition p on p.topic_id = $1 and p.partition = b.partition
     %3$s
     where (b.partition, b.last_offset) > ($2, $3) and (b.partition, b.last_offset) <= ($4, $5)
-      and b.last_offset >= p.log_start and $7::int8 is not null and $8::int8 is not null
+      and b.last_offset >= %4$s and $7::int8 is not null and $8::int8 is not null
       and $6::int8[] is not null $copy$,
     leaf,
     case when erase then $erase$
@@ -241,7 +242,8 @@ return format($copy$
                array_agg(u.name order by u.n) as header_keys, array_agg(u.value order by u.n) as header_values
         from unnest(b.header_records, b.header_keys, b.header_values) with ordinality u (record, name, value, n)
         where array_position(k.places, u.record) is not null) h on e.cut and b.header_records is not null $cut$
-    else '' end);
+    else '' end,
+    case when erase then 'p.log_start' else 'kept_from(p)' end);
 
 -- Needs what rewrite_step() has locked; takes ACCESS SHARE locks; reads the next stretch of a leaf, writes what is
 -- to stay of it to the leaf that is being filled, how many records were erased, and how far it has come; returns

@@ -232,8 +232,14 @@ begin
 end
 $$;
 
+-- Takes no lock, reads the catalog, writes nothing, returns whether the topic has files, or is to have some.
+create or replace function in_files(topic_id int4) returns boolean
+language sql stable set search_path from current
+return exists (select from topic t where t.topic_id = in_files.topic_id and t.tiered)
+    or exists (select from remote_segment f where f.topic_id = in_files.topic_id);
+
 -- Takes no lock, reads the catalog, writes nothing, returns the neighbouring segments of the topic that should be
--- written anew (null: none) without what lies below the log start: those that are dropped never, or late, because
+-- written anew (null: none) without what is not wanted here any more: those that are dropped never, or late, because
 -- of the few records that a slower partition has in them. Each is expired for the most part, and together that
 -- is a twentieth of the topic, and a segment or 1 MB; or they are many and small. What stays of them makes no more
 -- than a segment, with records no further apart than segment.ms, so that nothing expires later than it may. Where a
@@ -255,17 +261,18 @@ declare
     oldest int8;
     newest int8;
 begin
-    if t.tiered or exists (select from rewrite r where r.topic_id = id) then
+    if exists (select from rewrite r where r.topic_id = id) then
         return null;
     end if;
     worth := greatest(worth, (select sum(z.bytes) / 20 from sealed_segment z where z.topic_id = id));
-    for merging in 0 .. 1 loop
+    -- Those of a topic with files stay apart: see source_is_done().
+    for merging in 0 .. case when in_files(id) then 0 else 1 end loop
         neighbours := '{}';
         for leaf in
-            select s.segment, s.place, coalesce(sum(z.bytes) filter (where z.last_offset < p.log_start), 0) as dead,
-                   coalesce(sum(z.bytes) filter (where z.last_offset >= p.log_start), 0) as live,
-                   min(z.min_timestamp) filter (where z.last_offset >= p.log_start) as oldest,
-                   max(z.max_timestamp) filter (where z.last_offset >= p.log_start) as newest,
+            select s.segment, s.place, coalesce(sum(z.bytes) filter (where z.last_offset < kept_from(p)), 0) as dead,
+                   coalesce(sum(z.bytes) filter (where z.last_offset >= kept_from(p)), 0) as live,
+                   min(z.min_timestamp) filter (where z.last_offset >= kept_from(p)) as oldest,
+                   max(z.max_timestamp) filter (where z.last_offset >= kept_from(p)) as newest,
                    s.segment = t.active_segment
                    or exists (select from topic_partition q where q.topic_id = id and q.segment = s.segment)
                        as written
@@ -387,7 +394,7 @@ end
 $$;
 
 -- Takes no lock, reads the catalog, writes nothing, returns the topics in which retention may have something to
--- do: all those with a limit, or with records that were deleted.
+-- do: all those with a limit, with records that were deleted or are in files only, or with something under way.
 create or replace function topics_to_expire() returns table (topic_id int4, topic text)
 language sql stable security definer set search_path from current
 begin atomic
@@ -395,7 +402,8 @@ begin atomic
     from topic t, lateral (select effective_configs(t.configs) as configs) c
     where ('delete' = any (string_to_array(c.configs ->> 'cleanup.policy', ','))
            and (c.configs ->> 'retention.ms' <> '-1' or c.configs ->> 'retention.bytes' <> '-1'))
-       or exists (select from topic_partition p where p.topic_id = t.topic_id and p.log_start > 0)
+       or exists (select from topic_partition p where p.topic_id = t.topic_id and kept_from(p) > 0)
+       or exists (select from rewrite r where r.topic_id = t.topic_id and r.kind = 'evacuate')
        -- Erasure closes segments, also such as have no record.
        or exists (select from topic_segment s
                   where s.topic_id = t.topic_id and s.live and s.segment <> t.active_segment

@@ -312,12 +312,13 @@ return format($fill$
 
 -- Goes on from one source to the next once all of it is in target: takes ACCESS SHARE locks, reads the catalog and
 -- the tips of target, writes the state, returns nothing. The next source is merged into the same leaf if it cannot
--- become larger than segment.bytes by that.
+-- become larger than segment.bytes by that, and the topic has no files, each of which is as long as what a segment
+-- had of a partition, and leaves PostgreSQL as one.
 create or replace function source_is_done(r rewrite) returns void
 language plpgsql volatile set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-    full_now boolean := cardinality(r.sources) = 1;
+    full_now boolean := cardinality(r.sources) = 1 or in_files(r.topic_id);
 begin
     if not full_now then
         execute format($full$
@@ -337,8 +338,9 @@ end
 $$;
 
 -- Tries the topic's guard; puts target in the place of what was merged into it, in the catalog, so that every
--- snapshot sees either; leaves the old leaves to next_drop(). Returns whether that was all (then it drops the
--- tables it worked with), null: it could not have the guard.
+-- snapshot sees either; leaves the old leaves to next_drop(). Begins again if something was left out that has been
+-- taken back from files meanwhile. Returns whether that was all (then it drops the tables it worked with), null: it
+-- could not have the guard.
 create or replace function swap_segments(r rewrite) returns boolean
 language plpgsql volatile set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -347,6 +349,15 @@ declare
 begin
     if not pg_try_advisory_xact_lock(lock_class('guard'), r.topic_id) then
         return null;
+    end if;
+    if r.kind = 'evacuate' and in_files(r.topic_id) and exists (
+        select from sealed_segment z
+        join topic_partition p on p.topic_id = z.topic_id and p.partition = z.partition
+        left join rewrite_tally y on y.topic_id = z.topic_id and y.partition = z.partition
+        where z.topic_id = r.topic_id and z.segment = any (r.merged) and z.last_offset >= kept_from(p)
+          and (y.first_offset <= greatest(kept_from(p), z.first_offset)) is not true) then
+        perform restart_rewrite(r);
+        return false;
     end if;
     perform set_config('synchronous_commit', 'on', true);
     execute format($sealed$

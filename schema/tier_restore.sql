@@ -125,13 +125,16 @@ begin
 end
 $$;
 
--- Takes no lock, reads the catalog, writes nothing, returns whether PostgreSQL still has all records of a file.
+-- Takes no lock, reads the catalog, writes nothing, returns whether PostgreSQL still has all records of a file that
+-- are in the log.
 create or replace function still_local(file_id int8) returns boolean
 language sql stable security definer set search_path from current
 begin atomic
     select coalesce((
-        select min(s.first_offset) <= min(f.first_offset) and max(s.last_offset) >= max(f.last_offset)
+        select min(s.first_offset) <= min(greatest(f.first_offset, p.log_start))
+               and max(s.last_offset) >= max(f.last_offset)
         from remote_file f
+        join topic_partition p on p.topic_id = f.topic_id and p.partition = f.partition
         join sealed_segment s on s.topic_id = f.topic_id and s.partition = f.partition
             and s.last_offset >= f.first_offset and s.first_offset <= f.last_offset
         join topic_segment g on g.topic_id = s.topic_id and g.segment = s.segment and g.live

@@ -85,6 +85,59 @@ def test_all_are_detached_before_one_is_dropped(session: Session, log_dsn: str) 
     append(session, topic)
 
 
+def test_what_somebody_else_changes_is_for_the_next_run(
+    connect: Connect, session: Session, log_dsn: str
+) -> None:
+    topic = create(session)
+    fill(session, topic, 3)
+    session.execute("SELECT delete_records('t', 0, 3)")
+    other = connect()
+    with other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(lock_class('guard'), %s)", (topic,))
+        came_to = retention.run_once(log_dsn)
+        assert (came_to.segments, came_to.evacuations) == (0, 0)
+    assert retention.run_once(log_dsn).segments == 3
+
+
+def test_a_leaf_written_anew_takes_its_place_when_nobody_changes_the_topic(
+    connect: Connect, session: Session
+) -> None:
+    topic = create(session, partitions=2)
+    for _ in range(3):
+        append(session, topic, [b"x" * 100])
+        append(session, topic, [b"x"], 1)
+    append(session, topic, [b"x" * 100])
+    append(session, topic, [b"x" * 100], 1)
+    session.execute("SELECT delete_records('t', 0, 3)")
+    assert value(session, "SELECT start_rewrite(%s, 'evacuate', '{1}')", topic)
+    while value(session, "SELECT phase FROM rewrite") != "swap":
+        value(session, "SELECT phase FROM rewrite_step(%s)", topic)
+    live = "SELECT array_agg(segment ORDER BY place) FROM topic_segment WHERE live"
+    before, other = value(session, live), connect()
+    with other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(lock_class('guard'), %s)", (topic,))
+        assert value(session, "SELECT phase FROM rewrite_step(%s)", topic) == "busy"
+        assert value(session, live) == before
+    assert value(session, "SELECT finished FROM rewrite_step(%s)", topic)
+    assert value(session, live) != before
+
+
+def test_what_is_written_to_stays_while_no_segment_can_be_made(
+    connect: Connect, session: Session, log_dsn: str
+) -> None:
+    topic = create(session)
+    fill(session, topic, 3)
+    session.execute("SELECT alter_topic('t', '{\"retention.ms\": 0}')")
+    other = connect()
+    with other.transaction():
+        other.execute(f"LOCK TABLE ONLY b_{topic} IN SHARE UPDATE EXCLUSIVE MODE".encode())
+        retention.run_once(log_dsn)
+        assert value(session, "SELECT log_start FROM topic_partition") == 3
+        assert value(session, "SELECT count(*) FROM records") == 1
+    retention.run_once(log_dsn)
+    assert value(session, "SELECT log_start FROM topic_partition") == 4
+
+
 def test_a_snapshot_delays_the_space_and_nothing_else(
     connect: Connect, session: Session, log_dsn: str
 ) -> None:
