@@ -161,11 +161,17 @@ class Histories:
         return shlex.quote(str(self.directory).replace("%", "%%"))
 
     def keep(self, then: str | None) -> str:
-        """``archive_command``; ``then``: what else is to be done with each file."""
+        """``archive_command``; ``then``: what else is to be done with each file.
+
+        Only what Patroni promoted is kept: a member that somebody promotes past it is no leader, and its
+        timeline is undone.  ``../promoted`` is of :mod:`logstore.cluster.divergence`.
+        """
         place = f"{self._quoted}/%f"
-        copied = f"cp %p {place}.new && mv {place}.new {place}"
-        kept = f"case %f in *.history) test -f {place} || {{ {copied}; }};; esac"
-        return f"{{ {kept}; }} && {then}" if then else kept
+        kept = f"test -f {place} || {{ cp %p {place}.new && mv {place}.new {place}; }}"
+        command = (
+            f"case %f in *.history) if test -f ../promoted; then {{ {kept}; }} && rm ../promoted; fi;; esac"
+        )
+        return f"{{ {command}; }} && {then}" if then else command
 
     def fetch(self, otherwise: str | None) -> str:
         """``restore_command``; ``otherwise``: where else to look for a file."""

@@ -1,7 +1,8 @@
 """Refuse to lead where a newer timeline has left this member behind: for Patroni's ``pre_promote``.
 
 ``python divergence.py DATA_DIRECTORY PATRONI_URL FETCH`` runs on a member that is about to be promoted, and
-exits with 1 if its write-ahead log goes beyond the point at which a newer timeline branched off.
+exits with 1 if its write-ahead log goes beyond the point at which a newer timeline branched off.  Else it
+leaves a file ``promoted`` beside the data directory: the timeline that begins now may be archived.
 
 Patroni compares members by their positions in the write-ahead log, and learns of a new timeline a second
 after it began.  A leader that died and comes back has more of its old timeline than the others had when one
@@ -104,14 +105,19 @@ def position_of(url: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """See the module."""
-    data, url, fetch = arguments
+    place, url, fetch = arguments
+    data = Path(place).resolve()
     try:
-        mine, position = timeline_of(Path(data)), position_of(url)
+        mine, position = timeline_of(data), position_of(url)
         newer = left_behind(mine, position, branches(mine, fetch))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         print(f"whether a newer timeline left this member behind is not known: {error!r}", file=sys.stderr)
-        return 0
+        newer = None
     if newer is None:
+        try:
+            (data.parent / "promoted").touch(mode=0o600)
+        except OSError as error:
+            print(f"the timeline that begins will not be archived: {error}", file=sys.stderr)
         return 0
     end = newer.ends.get(mine)
     where = f"at {end >> 32:X}/{end & 0xFFFFFFFF:X}" if end is not None else "before it began"

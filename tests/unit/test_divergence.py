@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logstore.cluster import divergence
+from logstore.cluster.configuration import Histories
 from logstore.cluster.divergence import Branch, branches, left_behind
 
 FORK = 0x0_0688_2620
@@ -110,10 +112,12 @@ def test_it_runs_by_itself(tmp_path: Path) -> None:
     fetch = archived(tmp_path / "histories", 7)
     with member(FORK) as url:
         assert run(log.parent, url, fetch).returncode == 0
+    (tmp_path / "promoted").unlink()
     with member(FORK + 1) as url:
         refused = run(log.parent, url, fetch)
         assert refused.returncode == 1
         assert "0/6882621 of timeline 6, which timeline 7 left at 0/6882620" in refused.stderr
+        assert not (tmp_path / "promoted").exists()
         # A member that has some of the newer timeline is on it.
         (log / "000000070000000000000006").touch()
         assert run(log.parent, url, fetch).returncode == 0
@@ -121,5 +125,46 @@ def test_it_runs_by_itself(tmp_path: Path) -> None:
 
 def test_who_cannot_find_out_is_not_held_up(tmp_path: Path) -> None:
     done = run(tmp_path / "nowhere", "http://127.0.0.1:1", "false")
+    assert (tmp_path / "promoted").exists()
     assert done.returncode == 0
     assert "not known" in done.stderr
+
+
+def test_only_what_patroni_promoted_is_archived(tmp_path: Path) -> None:
+    """A member that is promoted past it is no leader: nobody is to take its timeline for a newer one."""
+    data, archive = tmp_path / "data", tmp_path / "it's 100%"
+    data.mkdir()
+    archive.mkdir()
+    histories = Histories(archive)
+
+    def server(command: str, file: str) -> int:
+        """As PostgreSQL does it: in the data directory."""
+        words = {"%f": file, "%p": file, "%%": "%"}
+        text = re.sub("%[fp%]", lambda found: words[found[0]], command)
+        return subprocess.run(["sh", "-c", text], cwd=data, check=False, timeout=60).returncode
+
+    for name in ("00000002.history", "00000003.history", "000000010000000000000001"):
+        (data / name).write_text(name)
+    keep, fetch = histories.keep(None), histories.fetch(None)
+    assert server(keep, "00000002.history") == 0
+    assert list(archive.iterdir()) == []
+    (tmp_path / "promoted").touch()
+    assert server(keep, "000000010000000000000001") == 0
+    assert server(keep, "00000002.history") == 0
+    # One promotion, one timeline.
+    assert server(keep, "00000003.history") == 0
+    assert [each.name for each in archive.iterdir()] == ["00000002.history"]
+    # Nobody else's is overwritten.
+    (archive / "00000002.history").write_text("the first")
+    (tmp_path / "promoted").touch()
+    assert server(keep, "00000002.history") == 0
+    assert (archive / "00000002.history").read_text() == "the first"
+    (data / "00000002.history").unlink()
+    assert server(fetch, "00000002.history") == 0
+    assert (data / "00000002.history").read_text() == "the first"
+    assert server(fetch, "00000009.history") != 0
+    assert server(histories.keep("touch then"), "000000010000000000000001") == 0
+    assert (data / "then").exists()
+    assert server(histories.keep("false"), "000000010000000000000001") != 0
+    assert server(histories.fetch("touch %f"), "00000009.history") == 0
+    assert (data / "00000009.history").exists()
