@@ -249,3 +249,18 @@ def test_lz4_is_for_the_next_segment(session: Session) -> None:
     assert compressed < 1000 < 20_000 < plain == plain_again
     assert rows(session, 'SELECT DISTINCT "values" FROM batches') == [([b"z" * 20_000],)]
     assert rows(session, "SELECT DISTINCT size_bytes = segment_bytes FROM batches") == [(True,)]
+
+
+@pytest.mark.parametrize("compression", ["producer", "lz4"])
+def test_nothing_is_kept_about_what_arrays_hold(session: Session, compression: str) -> None:
+    """PostgreSQL would write some 100 kB to its catalog for each segment that is analyzed."""
+    if compression == "lz4" and not value(session, "SELECT lz4_available()"):
+        pytest.skip("this server was built without lz4")
+    topic = create(session, compression_type=compression)
+    for number in range(20):
+        append(session, topic, [b"v%d" % number] * 3, keys=[b"k%d" % number] * 3)
+    session.execute(f"ANALYZE b_{topic}_0".encode())
+    query = "SELECT attname::text FROM pg_stats WHERE tablename = %s"
+    known = {name for (name,) in rows(session, query, f"b_{topic}_0")}
+    assert "last_offset" in known
+    assert known.isdisjoint({"values", "keys", "timestamps", "header_values", "offset_deltas"})
