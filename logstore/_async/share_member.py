@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from logstore._async.concurrency import Lock
 from logstore._async.driver import Connection
 from logstore._async.questions import NOWHERE
 from logstore._async.session import Session
 from logstore._async.waiting import Waiting
-from logstore._core.calls import FetchRow
+from logstore._core.calls import FetchRow, ServerInfo
 from logstore._core.fetch_tally import FetchTally
 from logstore._core.fetched import Deserializers, FetchedBatch
 from logstore._core.pace import Way
@@ -31,6 +31,9 @@ from logstore.share_config import ShareConsumerConfig
 __all__ = ["Delivery", "Member"]
 
 _log = logging.getLogger("logstore.share")
+
+SETTING_S: Final = 1.0
+"""How often, at most, the server is asked whether followers have to have what is acquired."""
 
 
 class Delivery(NamedTuple):
@@ -66,10 +69,16 @@ class Member:
         self._due_s: float | None = None
         self._seals = False
         """Records may be acquired only once followers have them."""
+        self._setting_s = 0.0
+        """When that was looked at last: it can be changed while we are connected."""
         self._places: list[tuple[int, int]] = []
         """The ids of the topics, each with the number of each partition."""
+        self._marks: list[int | None] = []
+        """The high watermarks there, at the last look."""
         self._stirred = True
         """Somebody has appended, or may have."""
+        self._stirred_s = 0.0
+        """When that was noticed."""
         self._looked_s = 0.0
         self.tally = FetchTally()
         self.throttle = Throttle()
@@ -87,7 +96,7 @@ class Member:
             await self.disconnect()
             connection, info = await self._session.open()
             self._connection = connection
-            self._seals = info.replicated and not connection.access.read_only
+            self._is_set(info, connection)
             self._waiting = Waiting(
                 connection,
                 self._calls,
@@ -108,11 +117,7 @@ class Member:
             rows = await connection.run(
                 self._calls.describe_share_configs(config.group_id), timeout_s=self._timeout_s
             )
-            if self._seals:
-                found = await connection.run(self._calls.metadata(topics), timeout_s=self._timeout_s)
-                self._places = [
-                    (each.topic_id, number) for each in found for number in range(each.partitions)
-                ]
+            self._places = []
             configs = {row.name: row.value for row in rows}
             self._ordered = configs["share.key.ordered"] == "true"
             self._lock_s = int(configs["share.record.lock.duration.ms"]) / 1000
@@ -199,7 +204,7 @@ class Member:
         self._looked_s = now - asked
         if not answer.ranges:
             return []
-        self._stirred = True
+        self._stir(now)
         if self._waiting is not None:
             self._waiting.pace.found(now)
         deadline = asked + self._lock_s
@@ -351,9 +356,34 @@ class Member:
                 self.failure = error
         return records
 
+    def _is_set(self, info: ServerInfo, connection: Connection) -> None:
+        self._seals = info.replicated and not connection.access.read_only
+        self._setting_s = time.monotonic()
+
+    def _stir(self, now: float) -> None:
+        self._stirred, self._stirred_s = True, now
+
+    async def _look_at_setting(self, connection: Connection, now: float) -> float:
+        """Ask, at most once a second, whether followers are waited for; in how many seconds that is due, 0 when
+        it is known.
+        """
+        if self._setting_s >= self._stirred_s:
+            return 0.0
+        wait_s = self._setting_s + SETTING_S - now
+        if wait_s <= 0:
+            self._is_set(await connection.run(self._calls.info(), timeout_s=self._timeout_s), connection)
+        return 0.0 if self._seals else max(0.0, wait_s)
+
     async def _have_sealed(self, connection: Connection) -> bool:
-        """Whether there are records that may not be read yet; then the leader looks what is replicated."""
-        if not self._seals or not self._places:
+        """Whether there are records that may not be read yet, or only since the last look; if they may not, the
+        leader looks what is replicated.
+        """
+        if not self._seals:
+            return False
+        if not self._places:
+            found = await connection.run(self._calls.metadata(self._topics), timeout_s=self._timeout_s)
+            self._places = [(each.topic_id, number) for each in found for number in range(each.partitions)]
+        if not self._places:
             return False
         topic_ids, partitions = zip(*self._places, strict=True)
         call = self._calls.fetch(topic_ids, partitions, [NOWHERE] * len(partitions), 1, 1)
@@ -361,7 +391,8 @@ class Member:
         pending = any((row.log_end or 0) > (row.high_watermark or 0) for row in rows)
         if pending:
             await connection.run(self._calls.seal(), timeout_s=self._timeout_s)
-        return pending
+        before, self._marks = self._marks, [row.high_watermark for row in rows]
+        return pending or self._marks != before
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -371,10 +402,13 @@ class Member:
         now = time.monotonic()
         pace = self._waiting.pace
         # Whoever appends wakes us before it may be read.
-        if self._stirred and self.throttle.left(now) <= 0 and await self._have_sealed(connection):
-            await connection.wait_notify(min(pace.hasten().seconds, longest_s))
-            return
-        self._stirred = False
+        if self._stirred and self.throttle.left(now) <= 0:
+            again_s = await self._look_at_setting(connection, now)
+            if await self._have_sealed(connection):
+                await connection.wait_notify(min(pace.hasten().seconds, longest_s))
+                return
+            self._stirred = again_s > 0
+            longest_s = min(longest_s, again_s or longest_s)
         pause = pace.pause(now, self._looked_s)
         seconds = min(pause.seconds, longest_s)
         if self.throttle.left(now) > 0:
@@ -384,12 +418,12 @@ class Member:
         if self._due_s is not None:
             seconds = min(seconds, max(self._due_s, 0.0))
         if pause.way is Way.WAKE and await self._waiting.announced(self._topic_ids):
-            self._stirred = True
+            self._stir(time.monotonic())
             return
         if pause.way is not Way.WAKE:
             await connection.wait_notify(seconds)
         elif not await self._waiting.sleep(seconds):
-            self._stirred = True
+            self._stir(time.monotonic())
         elif self._waiting.outbox.due_in(time.monotonic()) <= 0:
             drained = await self._waiting.outbox.look()
             # Acquiring and draining take turns, so that both together are less than one query a second.

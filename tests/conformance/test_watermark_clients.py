@@ -135,6 +135,42 @@ def test_a_share_consumer_waits_for_the_followers(
     assert [record.value for record in got[TopicPartition(topic, 0)]] == values(1)
 
 
+def test_a_share_consumer_learns_that_followers_are_to_be_waited_for(
+    colour: Colour, group: Group, log: Appender, topic: str
+) -> None:
+    """The setting is made, and taken back, while it is connected."""
+    names = group.leader.execute("SHOW synchronous_standby_names")[0][0]
+    group.synchronous("")
+    consumer = colour.share_consumer(topic, dsn=group.leader.dsn, group_id=f"g-{topic}", **PATIENT)
+    assert consumer.poll(timeout_ms=50) == {}
+
+    def get() -> list[bytes | None]:
+        (records,) = consumer.poll(timeout_ms=10 * ENOUGH_MS).values()
+        consumer.commit()  # which has to be replicated, too
+        return [record.value for record in records]
+
+    log.append(topic, values(1))
+    assert get() == values(1)
+    (follower,) = group.followers
+    group.synchronous(names)
+    group.cut_off(follower)
+    log.append(topic, values(1, 1))
+    assert consumer.poll(timeout_ms=300) == {}
+    with ThreadPoolExecutor() as pool:
+        back = pool.submit(group.follow, follower)
+        assert get() == values(1, 1)
+        back.result()
+    group.cut_off(follower)
+    try:
+        log.append(topic, values(1, 2))
+        assert consumer.poll(timeout_ms=300) == {}
+        group.leader.set(synchronous_standby_names="")
+        assert get() == values(1, 2)
+    finally:
+        group.leader.set(synchronous_standby_names=names)
+        group.follow(follower)
+
+
 def test_a_transaction_waits_for_the_followers(
     colour: Colour, group: Group, log: Appender, topic: str
 ) -> None:
