@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -400,13 +400,15 @@ class LocalCluster:
         before = found.leader
         if plan is None or before is None:
             raise ClusterError("The cluster has no leader at the moment.")
-        candidates = [member.name for member in found.followers if member.in_sync]
+        in_sync = (member for member in found.followers if member.in_sync)
+        candidates = [member.name for member in sorted(in_sync, key=lambda member: member.lag_bytes or 0)]
         if to is not None and to not in candidates:
             able = ", ".join(candidates) or "none"
             raise ClusterError(f"{to} cannot lead: it is no follower in sync. Those that are: {able}.")
         if not candidates:
             raise ClusterError("No follower is in sync: nobody can take over.")
-        self._step_down(plan, before, to, timeout_s)
+        # Whoever is named need not be elected.
+        self._step_down(plan, before, to or candidates[0], timeout_s)
 
         def done() -> bool:
             leader = self.status().leader
@@ -419,7 +421,7 @@ class LocalCluster:
             raise ClusterError(f"{before.name} handed over to {after.name}: {to} did not have everything.")
         return before.name, after.name if after else to or ""
 
-    def _step_down(self, plan: Plan, leader: MemberStatus, to: str | None, timeout_s: float) -> None:
+    def _step_down(self, plan: Plan, leader: MemberStatus, to: str, timeout_s: float) -> None:
         """Stop the leader's PostgreSQL, which sends its followers everything before it ends, and let go of
         its key, in favour of ``to`` if that has everything: Patroni elects another at once, and starts the
         old one as a follower.  Patroni's own switchover takes some seconds longer.
@@ -432,37 +434,30 @@ class LocalCluster:
             raise ClusterError(f"The leader {leader.name} does not answer: {error}") from error
         # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end; those
         # that are not to lead would wait for two seconds before they follow, and nobody would be in sync.
-        others = [name for name in plan.members if to is not None and name != to] or [leader.name]
-        electors = [name for name in plan.members if name not in others]
+        others = [name for name in plan.members if name != to]
         deadline = time.monotonic() + timeout_s
         while True:
             with processes.held_up([self.layout.place(name) for name in others]):
-                if self._elect(plan, electors):
+                if not any(seen.failsafe for seen in rest.members_seen(plan, only=to).values()):
                     self._hand_over(plan, leader, to, timeout_s)
                     return
             # The leader goes on meanwhile.
             if time.monotonic() > deadline:
-                names = ", ".join(electors)
-                raise ClusterError(f"{names} would elect nobody: {leader.name} could not reach etcd.")
+                raise ClusterError(
+                    f"{to} would not lead yet: {leader.name} could not reach etcd a moment ago."
+                )
             time.sleep(_ASK_AGAIN_S)
 
-    @staticmethod
-    def _elect(plan: Plan, names: Sequence[str]) -> bool:
-        """These members would elect a leader, were there none: none is in failsafe mode."""
-        return not any(
-            seen.failsafe for name in names for seen in rest.members_seen(plan, only=name).values()
-        )
-
-    def _hand_over(self, plan: Plan, leader: MemberStatus, to: str | None, timeout_s: float) -> None:
+    def _hand_over(self, plan: Plan, leader: MemberStatus, to: str, timeout_s: float) -> None:
         """Their Patroni stands still: see :meth:`_step_down`."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(leader.pid, signal.SIGINT)
         if not wait_until(lambda: self._postmaster(leader.name) != leader.pid, timeout_s):
             raise ClusterError(f"The PostgreSQL of {leader.name} did not stop within {timeout_s:.0f} s.")
-        able = to is not None and self._has_everything(plan, to, leader.name)
+        able = self._has_everything(plan, to, leader.name)
         document = json.loads(self.layout.place(leader.name).configuration.read_text())
         release(document, in_favour_of=to if able else None)
-        if able and to is not None:
+        if able:
             wait_until(lambda: self._leads(plan, to), _TAKES_OVER_S)
 
     @staticmethod
