@@ -8,9 +8,9 @@ marked ``one_server``.
 
 What that would come to is too much for everybody's `make test`, so there:
 
-* A conformance test runs on the chosen server in both colours, and in one colour on PostgreSQL 15 or behind
-  PgBouncer: servers differ in SQL, the colours in their drivers.
-* A test of ``sql`` runs on PostgreSQL 15 or on the chosen server, where everything else runs.
+* A conformance test runs on the chosen server in both colours, and every second one in one colour on
+  PostgreSQL 15 or behind PgBouncer: servers differ in SQL, the colours in their drivers.
+* A test of ``sql`` or ``migration`` runs on PostgreSQL 15 or on the chosen server, where all others run.
 * Tests marked ``every_server`` run on all of them: those of what the planner does, of locks and of DDL.  What
   is about the pooler itself asks for ``pgbouncer_dsn``.
 
@@ -106,7 +106,7 @@ def _redundant(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     kind, colour = item.callspec.params.get("database"), item.callspec.params.get("colour")
-    release = item.callspec.params.get("release")
+    release = item.callspec.params.get("release") or item.callspec.params.get("server_of_release")
     everywhere = item.get_closest_marker("every_server") is not None
     ours = {*KINDS, *(each.name for each in COLOURS)}
     words = [word for word in item.callspec.id.split("-") if word not in ours]
@@ -116,7 +116,7 @@ def _redundant(item: pytest.Item) -> bool:
         return both_are_there and not everywhere and release != KINDS[number % 2]
     if kind in (None, "postgres"):
         return False
-    if not everywhere and kind != KINDS[1 + number % 2]:
+    if not everywhere and (kind != KINDS[1 + number % 2] or number // 4 % 2):
         return True
     return colour in COLOURS and colour is not COLOURS[number // 2 % 2]
 

@@ -60,6 +60,7 @@ def test_revisions_are_one_numbered_line() -> None:
     assert scripts.get_current_head() == migrations.REQUIRED_REVISION
 
 
+@pytest.mark.every_server
 def test_fresh_is_the_same_as_step_by_step(empty: str, server_of_release: Server) -> None:
     stepwise = server_of_release.create(migrated=False)
     try:
@@ -74,6 +75,7 @@ def test_fresh_is_the_same_as_step_by_step(empty: str, server_of_release: Server
         server_of_release.drop(stepwise)
 
 
+@pytest.mark.every_server
 def test_down_and_up_again_keeps_every_object(empty: str) -> None:
     migrations.upgrade(empty)
     before = look(empty)
@@ -95,6 +97,7 @@ def test_down_and_up_again_keeps_every_object(empty: str) -> None:
     assert look(empty) == before
 
 
+@pytest.mark.every_server
 def test_base_leaves_nothing(empty: str) -> None:
     do(empty, "CREATE TABLE public.mine AS SELECT 1 AS one")
     migrations.upgrade(empty)

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from logstore import migrations
 from logstore.embedded import EmbeddedServer
 from logstore.embedded.home import make_dsn
 
-__all__ = ["TEMPLATE", "VARIABLE", "copied", "data_directory", "place"]
+__all__ = ["TEMPLATE", "VARIABLE", "copied", "data_directory", "once", "place"]
 
 VARIABLE: Final = "LOGSTORE_TEST_PREPARED"
 TEMPLATE: Final = "logstore_template"
@@ -45,6 +45,21 @@ def place(directory: Path) -> Iterator[None]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def once(name: str, make: Callable[[Path], object]) -> Path | None:
+    """The directory ``name``, which the first who asks has ``make`` fill; None: there is no place for it."""
+    directory = Path(os.environ.get(VARIABLE, "/nowhere"))
+    if not os.access(directory, os.W_OK):
+        return None
+    made, done = directory / name, directory / f"{name}.done"
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            made.mkdir()
+            make(made)
+            done.touch()
+    return made
+
+
 def copied(home: Path, settings: Mapping[str, str], programs: Path | None = None) -> bool:
     """Put a data directory into ``home``, and say whether there was one to copy."""
     source = data_directory(settings, programs)
@@ -56,18 +71,13 @@ def copied(home: Path, settings: Mapping[str, str], programs: Path | None = None
 
 def data_directory(settings: Mapping[str, str], programs: Path | None = None) -> Path | None:
     """The data directory of a stopped embedded server with database :data:`TEMPLATE`; None: make your own."""
-    directory = Path(os.environ.get(VARIABLE, "/nowhere"))
-    if not os.access(directory, os.W_OK):
-        return None
-    home = directory / ("embedded" if programs is None else "-".join(programs.parts[1:]))
-    with home.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = home / "done"
-        if not done.exists():
-            _prepare(EmbeddedServer(home, {**settings, "min_wal_size": "32MB"}, idle_s=60, programs=programs))
-            done.touch()
+
+    def make(home: Path) -> None:
+        _prepare(EmbeddedServer(home, {**settings, "min_wal_size": "32MB"}, idle_s=60, programs=programs))
+
+    home = once("embedded" if programs is None else "-".join(programs.parts[1:]), make)
     # It is elsewhere if the account that runs PostgreSQL for root does not reach this one.
-    return home / "data" if (home / "data" / "PG_VERSION").exists() else None
+    return home / "data" if home and (home / "data" / "PG_VERSION").exists() else None
 
 
 def _prepare(server: EmbeddedServer) -> None:

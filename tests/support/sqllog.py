@@ -89,10 +89,13 @@ def refused(session: Session, query: str, *args: Any) -> psycopg.Error:
 
 def wait_until(what: Callable[[], bool], limit_s: float = 60.0) -> None:
     """Until ``what`` says True; fails after ``limit_s``."""
-    deadline = time.monotonic() + limit_s
+    began = time.monotonic()
+    deadline = began + limit_s
     while not what():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.002)
+        now = time.monotonic()
+        assert now < deadline, "waited too long"
+        time.sleep(min(max(0.002, 3 * (now - began)), 0.2))
+        began = time.monotonic()
 
 
 def waits_for_lock(observer: Session, waiter: Session) -> bool:

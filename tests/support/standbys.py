@@ -1,6 +1,6 @@
 """A primary with real hot standbys, without Patroni: a second or two, on sockets in a directory of its own.
 
-Data directories are copies of one that was initialised, migrated and stopped once a process: copying a
+Data directories are copies of one that was initialised, migrated and stopped once a run: copying a
 stopped server is a base backup.  Nobody but the test promotes, kills or repairs anything.
 """
 
@@ -25,6 +25,7 @@ from psycopg import sql
 from logstore import migrations
 from logstore.embedded import asroot, binaries
 from logstore.embedded.home import make_dsn
+from tests.support import prepared
 from tests.support.programs import eventually, lives
 from tests.support.servers import MEMORY, ROOM
 
@@ -378,11 +379,19 @@ def _copy(source: Path, home: Path) -> None:
 
 @cache
 def _template() -> Path:
-    """A directory with a stopped server that has an empty log; one a process, removed at its end."""
+    """A directory with a stopped server that has an empty log; made once a run, or once a process."""
     import atexit
 
+    # Another account does not reach what all processes of a run share.
+    if _identity().kind != "account" and (shared := prepared.once("standbys", _make)):
+        return shared
     home = _directory()
     atexit.register(shutil.rmtree, home, ignore_errors=True)
+    _make(home)
+    return home
+
+
+def _make(home: Path) -> None:
     _give(home)
     node = Node("p", home)
     subprocess.run(
@@ -427,4 +436,3 @@ def _template() -> Path:
     (home / "server.log").unlink()
     for socket in home.glob(".s.*"):
         socket.unlink()
-    return home
