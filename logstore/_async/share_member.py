@@ -364,8 +364,9 @@ class Member:
         self._stirred, self._stirred_s = True, now
 
     async def _look_at_setting(self, connection: Connection, now: float) -> float:
-        """Ask, at most once a second, whether followers are waited for; in how many seconds that is due, 0 when
-        it is known.
+        """Ask, at most once a second, whether followers are waited for.
+
+        In how many seconds that is due; 0: it is known.
         """
         if self._setting_s >= self._stirred_s:
             return 0.0
@@ -375,8 +376,9 @@ class Member:
         return 0.0 if self._seals else max(0.0, wait_s)
 
     async def _have_sealed(self, connection: Connection) -> bool:
-        """Whether there are records that may not be read yet, or only since the last look; if they may not, the
-        leader looks what is replicated.
+        """Whether there are records that may not be read yet, or only since the last look.
+
+        If they may not, the leader looks what is replicated.
         """
         if not self._seals:
             return False

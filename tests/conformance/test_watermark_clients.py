@@ -136,9 +136,11 @@ def test_a_share_consumer_waits_for_the_followers(
 
 
 def test_a_share_consumer_learns_that_followers_are_to_be_waited_for(
-    colour: Colour, group: Group, log: Appender, topic: str
+    colour: Colour, group: Group, log: Appender, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The setting is made, and taken back, while it is connected."""
+    for module in ("logstore._async.share_member", "logstore._sync.share_member"):
+        monkeypatch.setattr(f"{module}.SETTING_S", 0.05)
     names = group.leader.execute("SHOW synchronous_standby_names")[0][0]
     group.synchronous("")
     consumer = colour.share_consumer(topic, dsn=group.leader.dsn, group_id=f"g-{topic}", **PATIENT)
