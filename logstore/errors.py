@@ -76,7 +76,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
+
+from logstore.error_base import LogstoreError, OffsetOutOfRangeError, RetriableError
+from logstore.replication_errors import (
+    ClusterError,
+    InvalidReplicationFactorError,
+    LogTruncationError,
+    MirrorError,
+    NotEnoughReplicasError,
+    NotLeaderError,
+    TopicReadOnlyError,
+)
 
 __all__ = [
     "BY_SQLSTATE",
@@ -149,46 +160,20 @@ __all__ = [
     "from_server",
 ]
 
-
-class LogstoreError(Exception):
-    """Something went wrong.
-
-    ``message`` says what happened, with the values; ``advice`` says what to do about it; ``details`` holds
-    the values for programs.  ``str()`` joins the first two.
-    """
-
-    retriable: ClassVar[bool] = False
-    """Trying the same thing again may succeed."""
-    fatal: ClassVar[bool] = False
-    """The client cannot be used any more: close it and make a new one."""
-    advice: str = ""
-
-    def __init__(
-        self, message: str = "", *, advice: str | None = None, details: Mapping[str, Any] | None = None
-    ) -> None:
-        self.message = message or (type(self).__doc__ or "").splitlines()[0]
-        if advice is not None:
-            self.advice = advice
-        self.details: dict[str, Any] = dict(details or {})
-        super().__init__(self.message)
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.advice}".rstrip() if self.advice else self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.advice, self.details))
-
-
-def _rebuild(
-    cls: type[LogstoreError], message: str, advice: str, details: Mapping[str, Any]
-) -> LogstoreError:
-    return cls(message, advice=advice, details=details)
-
-
-class RetriableError(LogstoreError):
-    """Trying again may succeed."""
-
-    retriable = True
+# Wherever they are written down, this is where they are found.
+for _each in (
+    LogstoreError,
+    RetriableError,
+    OffsetOutOfRangeError,
+    ClusterError,
+    InvalidReplicationFactorError,
+    LogTruncationError,
+    MirrorError,
+    NotEnoughReplicasError,
+    NotLeaderError,
+    TopicReadOnlyError,
+):
+    _each.__module__ = __name__
 
 
 class ConnectionFailedError(RetriableError):
@@ -214,18 +199,6 @@ class UnknownOutcomeError(RetriableError):
     """The connection was lost during COMMIT: the write may or may not have happened."""
 
     advice = "Read the log to see; with enable_idempotence=True a producer finds out by itself."
-
-
-class NotEnoughReplicasError(RetriableError):
-    """Fewer followers than min.insync.replicas asks for; nothing was written."""
-
-    advice = "Set synchronous_standby_names on the server, or lower min.insync.replicas or acks."
-
-
-class NotLeaderError(RetriableError):
-    """The server is read-only: it is a follower, or has become one."""
-
-    advice = "Connect to the leader: add target_session_attrs=read-write to the DSN."
 
 
 class LockTimeoutError(RetriableError):
@@ -270,12 +243,6 @@ class InvalidPartitionsError(LogstoreError):
     """The number of partitions is not possible."""
 
 
-class InvalidReplicationFactorError(LogstoreError):
-    """More replicas were asked for than there are servers; nothing was changed."""
-
-    advice = "Add followers, or ask for fewer (-1: as many as there are); `logstore replicas` shows them."
-
-
 class InvalidConfigError(LogstoreError):
     """A topic config is unknown or has a value out of range."""
 
@@ -306,35 +273,6 @@ class InvalidTimestampError(LogstoreError):
 
 class UnsupportedCompressionTypeError(LogstoreError):
     """The server was built without this compression."""
-
-
-class OffsetOutOfRangeError(LogstoreError):
-    """The offset is below the start of the log or beyond its end."""
-
-
-class LogTruncationError(OffsetOutOfRangeError):
-    """A failover has cut off records that the consumer has read, and auto_offset_reset is "none".
-
-    ``details`` has ``topic``, ``partition``, ``position``, ``divergence_offset`` (below it the log is what it
-    was), ``read_leader_epoch`` (under which was read what is gone) and ``leader_epoch`` (that of the log
-    before the divergence).  Only what ``acks`` 0 or 1 wrote can be cut off, or a log without synchronous
-    followers.
-    """
-
-    advice = (
-        "Undo what came of the records from details['divergence_offset'] on, and seek() there; or set "
-        "auto_offset_reset, which goes on there by itself."
-    )
-
-
-class TopicReadOnlyError(LogstoreError):
-    """The topic mirrors another log's, or its mirror has taken its place; nothing was written."""
-
-    advice = "Write to the log that leads: details['peer'] says where; `logstore mirror status` shows both."
-
-
-class MirrorError(LogstoreError):
-    """A topic and its mirror do not belong together, or have parted; nothing was copied or changed."""
 
 
 class NoOffsetForPartitionError(LogstoreError):
@@ -518,10 +456,6 @@ class UnsupportedServerError(LogstoreError):
 
 class EmbeddedServerError(LogstoreError):
     """The embedded server could not be started or reached."""
-
-
-class ClusterError(LogstoreError):
-    """The local cluster could not be started, reached or changed."""
 
 
 class ServerError(LogstoreError):
