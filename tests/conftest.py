@@ -36,7 +36,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import prepared, servers
+from tests.support import lengths, prepared, servers
 from tests.support.colours import Asyncio, Threads
 from tests.support.pgbouncer import pgbouncer
 from tests.support.prestarted import prestarted
@@ -70,7 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests that are not about the worker need none beside each embedded server.
     os.environ.setdefault("LOGSTORE_WORKER", "off")
     # The same stories each time: what is new is looked for by `make prove`, not by whoever runs the tests.
-    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+    number = 100 if config.getoption("everything") else lengths.SHORT
+    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=number)
     hypothesis.settings.load_profile("suite")
     if prepared.VARIABLE not in os.environ:
         here = ExitStack()

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.lengths import examples
+
 Partition = tuple[int, int]
 Owners = dict[Partition, int]
 
@@ -104,7 +106,9 @@ def loads(case: Case, owners: Owners) -> dict[int, int]:
     return {member: counted[member] for member in case.members}
 
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @given(case=cases(alike=True))

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.lengths import examples
 from tests.support.sqllog import Session, rows
 
-many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 rates = st.one_of(st.integers(1, 100_000), st.integers(1, 10**12))
 charges = st.lists(
     st.tuples(st.integers(0, 5_000), st.one_of(st.integers(0, 10_000), st.integers(0, 2**31))),

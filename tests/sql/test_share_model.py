@@ -21,6 +21,7 @@ from logstore._core.share_ledger import RETURN
 from logstore.errors import InvalidRecordStateError
 from logstore.share import ACCEPT, REJECT, RELEASE, RENEW
 from tests.support.appender import values
+from tests.support.lengths import examples
 from tests.support.share import Queue
 
 LOCK_S = 30.0
@@ -272,7 +273,7 @@ def test_a_share_group_behaves_as_its_model(queue: Queue, keyed: bool) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=15,
+            max_examples=examples(15),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

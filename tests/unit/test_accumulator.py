@@ -26,6 +26,7 @@ from logstore.errors import (
     RetriableError,
     UnknownTopicOrPartitionError,
 )
+from tests.support.lengths import examples
 
 MAX_BATCH = 2000
 
@@ -220,7 +221,7 @@ class Log(RuleBasedStateMachine):
 
 
 TestLog = Log.TestCase
-TestLog.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestLog.settings = settings(max_examples=examples(120), stateful_step_count=50, deadline=None)
 
 
 def test_record_lingers_and_then_goes() -> None:

@@ -18,6 +18,7 @@ from logstore.errors import (
     UnknownMemberError,
 )
 from logstore.records import TopicPartition
+from tests.support.lengths import examples
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -410,4 +411,4 @@ class Members(RuleBasedStateMachine):
 
 
 TestMembers = Members.TestCase
-TestMembers.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestMembers.settings = settings(max_examples=examples(150), stateful_step_count=60, deadline=None)

@@ -35,6 +35,7 @@ from logstore.errors import (
     RetriableError,
     UnknownOutcomeError,
 )
+from tests.support.lengths import examples
 
 MASK = 2**31 - 1
 REMEMBERED = 5
@@ -241,7 +242,7 @@ class Wire(RuleBasedStateMachine):
 
 
 TestWire = Wire.TestCase
-TestWire.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestWire.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)
 
 
 def only(made: Accumulator[Place], now: float = 0.0) -> Batch:

@@ -21,6 +21,7 @@ from logstore.errors import (
     UnknownTopicOrPartitionError,
 )
 from logstore.records import TopicPartition
+from tests.support.lengths import examples
 from tests.unit.log_model import PartitionLog, answer, batch_row, state_row
 
 P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -493,5 +494,5 @@ class Reader(RuleBasedStateMachine):
                 assert log.readable(expected) == log.readable(position)
 
 
-Reader.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Reader.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)
 TestReader = Reader.TestCase
