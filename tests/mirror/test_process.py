@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from logstore.cli.root import root
+from tests.support import jobs
 from tests.support.appender import values
 from tests.support.mirror_killed import hurt
 from tests.support.mirrored import Both
@@ -75,6 +76,25 @@ def test_ends_when_told_to(both: Both) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert both.differences() == []
+
+
+def test_lag_counts_offsets_with_the_holes_between_them(both: Both) -> None:
+    """As a group's lag does: how many records are left is not known without reading them."""
+    ends = ["--from", both.link.source, "--to", both.link.target]
+    both.create("t", 1, cleanup_policy="compact", segment_bytes="2000", min_cleanable_dirty_ratio="0")
+    both.append("t", values(5), keys=[b"k"] * 5)
+    both.cycle()
+    for number in range(12):
+        both.append("t", values(10, 10 * number), keys=[b"k"] * 10)
+    jobs.settle(both.link.source, ["roll", "compaction", "reclaim"])
+    left = both.source.execute('SELECT count(*) FROM records WHERE "offset" >= 5').fetchone()
+    (behind,) = answer("status", *ends)
+    assert (behind["source_end"], behind["mirror_end"], behind["records_behind"]) == (125, 5, 120)
+    assert left is not None and 0 < left[0] < 120
+    assert both.cycle().records == 120
+    (behind,) = answer("status", *ends)
+    assert (behind["records_behind"], behind["seconds_behind"]) == (0, 0)
+    assert both.target.execute('SELECT count(*) FROM records WHERE "offset" >= 5').fetchone() == left
 
 
 def test_the_commands(both: Both) -> None:
