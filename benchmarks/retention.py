@@ -21,13 +21,13 @@ from benchmarks.figures import Section, median_ratio, percentile
 from benchmarks.log import BenchServer, topic_id
 from benchmarks.workload import Batch, Workload
 from logstore import Admin
-from logstore.workers import reclaim, retention
+from logstore.workers import reclaim, retention, roll
 
 __all__ = ["retention_run"]
 
 _PARTITIONS: Final = 4
 _DAY_MS: Final = 86_400_000
-_DELAY_MS: Final = 500
+_DELAY_MS: Final = 2000
 _CONFIGS: Final = {
     "segment.bytes": str(64 << 20),
     "retention.ms": str(_DAY_MS),
@@ -45,13 +45,14 @@ def retention_run(server: BenchServer, *, megabytes: int, repetitions: int) -> S
     section = Section(
         "Retention",
         f"A topic of {_PARTITIONS} partitions, segment.bytes=64 MiB, with {megabytes:,} MB of records that "
-        f"have expired; {_APPENDERS} sessions append records of 100 bytes to it one by one, durably, while "
-        "the jobs retention and reclaim run, with their connections; reclaim a second time once "
-        f"file.delete.delay.ms={_DELAY_MS} has passed, and deletes the files then. p99 of the appends that "
-        "began meanwhile, or up to 0.3 s later, against those of as long just before. The files were taken "
-        'out of the system\'s cache first, where what expires after days is not either. "By hand": files as '
-        "large as those that PostgreSQL deletes are truncated one by one, with the same rests, beside the "
-        f"same appends; on {machine.mounted(server.directory or Path(tempfile.gettempdir()))}.",
+        f"have expired, in closed segments; {_APPENDERS} sessions append records of 100 bytes to it one by "
+        "one, durably, while the jobs retention and reclaim run, with their connections; reclaim a second "
+        f"time once file.delete.delay.ms={_DELAY_MS} has passed, and deletes the files then. p99 of the "
+        "appends that began meanwhile, or up to 0.3 s later, against those of as long just before. The "
+        "files were taken out of the system's cache first, where what expires after days is not either. "
+        '"By hand": files as large as those that PostgreSQL deletes are truncated one by one, with the same '
+        "rests, beside the same appends; on "
+        f"{machine.mounted(server.directory or Path(tempfile.gettempdir()))}.",
     )
     samples: dict[str, list[float]] = {}
     for repetition in range(repetitions):
@@ -78,17 +79,17 @@ def retention_run(server: BenchServer, *, megabytes: int, repetitions: int) -> S
             again = time.perf_counter()
             freed = reclaim.run_once(dsn)
             end = time.perf_counter()
-            window = end - begin + 0.3
+            window = gone - begin + end - again + 0.6
             time.sleep(window + 1)
             by_hand = time.perf_counter()
             hand_s = _truncate(copies[: freed.segments])
             hand_end = time.perf_counter()
             time.sleep(1)
-        if not freed.segments >= moved.segments > detached.segments == 0:
+        if not freed.segments >= moved.segments > detached.segments == moved.evacuations == 0:
             raise AssertionError(f"not everything was dropped, or too early: {moved}, {detached}, {freed}")
-        beside = _between(latencies, begin, begin + window)
+        beside = _between(latencies, begin, gone + 0.3) + _between(latencies, again, end + 0.3)
         before = _between(latencies, begin - window, begin)
-        after = _between(latencies, begin + window, begin + 2 * window)
+        after = _between(latencies, end + 0.3, end + 0.3 + window)
         hand = _between(latencies, by_hand, hand_end + 0.3)
         total_s = gone - begin + end - again - freed.rested_s
         for name, value in (
@@ -99,7 +100,7 @@ def retention_run(server: BenchServer, *, megabytes: int, repetitions: int) -> S
             ("all, without the rests", total_s * 1000),
             ("truncating such files by hand", hand_s * 1000),
             ("all, less truncating by hand", (total_s - hand_s) * 1000),
-            ("all, with the rests", (end - begin) * 1000),
+            ("all, with the rests", (gone - begin + end - again) * 1000),
             ("append, p99 before", percentile(before, 0.99)),
             ("append, p99 beside", percentile(beside, 0.99)),
             ("append, p99 after", percentile(after, 0.99)),
@@ -146,11 +147,13 @@ def _fill(dsn: str, number: int, megabytes: int) -> None:
     text = ceilings.append_text(_PARTITIONS)
     parts = [Batch(partition, _BATCH.keys, _BATCH.values) for partition in range(_PARTITIONS)]
     parameters = [value for part in parts for value in ceilings.encode(number, part, old)]
-    # One segment more: what the last batches lie in is not closed yet.
     with ceilings.binary_connection(dsn) as connection:
         cursor = connection.cursor(binary=True)
-        for _ in range((megabytes + 256) // _PARTITIONS):
+        for _ in range(megabytes * 9 // 8 // _PARTITIONS):
             cursor.execute(text, parameters).fetchone()
+        # Else new records would come to old ones, and a segment that is half expired be written anew.
+        cursor.execute("UPDATE logstore.topic SET roll_at = 0 WHERE topic_id = $1", [number])
+        roll.run_once(dsn)
         # Autovacuum would have done that in these two days; it is not what is measured.
         cursor.execute("VACUUM (ANALYZE) logstore.batches")
 

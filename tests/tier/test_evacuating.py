@@ -35,6 +35,15 @@ def lopsided(make_log: Callable[..., TieredLog]) -> TieredLog:
     return log
 
 
+def parts(log: TieredLog) -> list[tuple[Any, ...]]:
+    """What each segment has of each partition, as far as it is not in files only."""
+    return log.rows(
+        "SELECT z.partition, z.first_offset, z.last_offset FROM sealed_segment z"
+        " JOIN topic_partition p USING (topic_id, partition) WHERE z.last_offset >= p.local_start"
+        " ORDER BY z.partition, z.last_offset"
+    )
+
+
 def in_postgresql(log: TieredLog) -> int:
     size: int = log.value("SELECT sum(size_bytes)::int8 FROM batches WHERE topic_id = %s", log.topic_id)
     return size
@@ -44,10 +53,12 @@ def test_a_slow_partition_keeps_no_others_that_are_in_files(make_log: Callable[.
     log = lopsided(make_log)
     before, files = in_postgresql(log), log.value("SELECT count(*) FROM remote_segments")
     assert log.local_start(0) > log.local_start(1) == 0
+    there = parts(log)
     assert retention.run_once(log.dsn).evacuations == 1
     reclaim.run_once(log.dsn)
     assert in_postgresql(log) < 0.8 * before
     assert everything(log) == log.everything()
+    assert parts(log) == there, "they leave PostgreSQL with the file that has them, as ever"
     assert log.settle().files == 0, "what is written anew is no other than before"
     assert log.value("SELECT count(*) FROM remote_segments") == files
     assert retention.run_once(log.dsn).evacuations == 0
