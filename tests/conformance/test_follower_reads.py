@@ -394,6 +394,50 @@ def test_reading_goes_on_without_a_leader(colour: Colour) -> None:
         eventually(reads_from(other, first), "nobody reads from a follower that is none")
 
 
+def test_a_follower_with_another_history_is_left(colour: Colour) -> None:
+    """It follows somebody else, from before what was read here: it says nothing of what comes after."""
+    with standbys(2) as group, Appender(group.leader.dsn) as log:
+        log.create("t")
+        log.append("t", values(5))
+        other, follower = group.followers
+        for node in group.followers:
+            group.caught_up(node)
+            group.cut_off(node)
+        log.append("t", values(5, 5))
+        other.promote()
+        with other.connect() as session:
+            session.execute("SELECT setval(pg_get_serial_sequence('seal', 'seal_id'), 1000000)")
+            session.execute("SELECT create_topic('u', 1)")
+            session.execute("SELECT seal()")
+        with Appender(other.dsn) as theirs:
+            theirs.append("t", [b"theirs"] * 9)
+        group.follow(follower, other)
+        eventually(
+            lambda: follower.execute("SELECT count(*) FROM logstore.records WHERE topic = 't'") == [(14,)],
+            "it has their history",
+        )
+        follower.stop()
+        reader = colour.consumer(
+            "t",
+            dsn=together(group.leader.dsn, follower.dsn),
+            auto_offset_reset="earliest",
+            read_from="follower",
+        )
+        assert [record.value for record in read(reader, 10)] == values(10)
+        follower.start()
+        got: list[bytes | None] = []
+
+        def left() -> bool:
+            got.extend(record.value for records in reader.poll().values() for record in records)
+            return bool(reader.metrics()["replica-fallback-total"])
+
+        eventually(left, "it has looked, and left it")
+        log.append("t", values(3, 10))
+        while len(got) < 3:
+            got.extend(record.value for record in read(reader, 1))
+        assert got == values(3, 10)
+
+
 def test_a_single_server_is_read_from(colour: Colour, group: Group, log: Appender, topic: str) -> None:
     log.append(topic, values(2))
     reader = colour.consumer(topic, dsn=group.leader.dsn, auto_offset_reset="earliest", read_from="follower")
