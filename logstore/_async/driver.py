@@ -298,6 +298,11 @@ class Connection:
             raise InvalidArgumentError(str(error)) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise outcome.connection_lost(str(error), committing=committing, where=where) from error
+        except AttributeError as error:
+            # asyncpg between two messages of one operation, when the connection was dropped meanwhile.
+            if not self.closed:
+                raise
+            raise outcome.connection_lost("it was dropped", committing=committing, where=where) from error
         if committing and self._doubtful is not None:
             raise outcome.connection_lost(self._doubtful, committing=True, where=where)
         return result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import psycopg
 import pytest
 
+from logstore._async.driver import Connection, parameters_of
 from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.call import Call
 from logstore._core.calls import Calls
@@ -350,3 +352,21 @@ def test_a_session_that_has_missed_a_segment_is_left(colour: Colour, database: s
         connection.run(missing)
     assert raised.value.retriable
     assert connection.closed
+
+
+def test_a_connection_that_is_dropped_between_two_messages_is_lost(database: str) -> None:
+    """As when a follower is given up while asyncpg asks for a type, and finds that it has no protocol."""
+
+    async def story() -> None:
+        connection = await Connection.open(parameters_of(database), timeout_s=LONG_S, application_name="test")
+        raw = connection._raw
+
+        async def overtaken() -> Any:
+            connection.abort()
+            return raw._protocol.bind_execute
+
+        with pytest.raises(ConnectionFailedError, match="it was dropped"):
+            await connection._bounded(overtaken(), LONG_S, committing=False)
+        await connection.close()
+
+    asyncio.run(story())
