@@ -7,8 +7,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support import prepared
 from tests.support.programs import eventually, kill, line_of, program
-from tests.support.servers import Server
+from tests.support.servers import Server, embedded
 
 
 @pytest.mark.every_server
@@ -41,6 +42,30 @@ def test_behind_pgbouncer_each_transaction_may_get_another_server_connection(pgb
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
         assert connection.info.backend_pid != row[0]
+
+
+def test_what_is_prepared_is_made_once_and_gone_at_the_end(tmp_path: Path) -> None:
+    directory = tmp_path / "place"
+    directory.mkdir()
+    made: list[Path] = []
+    with prepared.place(directory):
+        assert prepared.once("one", made.append) == prepared.once("one", made.append) == directory / "one"
+        # Other processes of the run find it.
+        text = "from tests.support import prepared; print(prepared.once('one', None))"
+        with program(text) as another:
+            assert line_of(another.stdout) == str(directory / "one")
+    assert made == [directory / "one"]
+    assert not directory.exists()
+
+
+def test_where_nothing_can_be_prepared_servers_are_made_as_users_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(prepared.VARIABLE, str(tmp_path / "gone"))
+    with embedded() as server:
+        dsn = server.create()
+        with psycopg.connect(dsn) as connection:
+            assert connection.execute("SELECT count(*) FROM logstore.topics").fetchone() == (0,)
 
 
 def test_nothing_is_left_when_the_tests_are_killed() -> None:

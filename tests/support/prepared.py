@@ -37,11 +37,14 @@ def place(directory: Path) -> Iterator[None]:
     # While it is held, nobody takes the directory for a leftover.
     with (directory / "supervisor.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(directory)
         try:
             yield
         finally:
             del os.environ[VARIABLE]
+            if before is not None:
+                os.environ[VARIABLE] = before
             shutil.rmtree(directory, ignore_errors=True)
 
 
