@@ -25,6 +25,7 @@ BY_HAND = {
     "diagnosis.py",
     "driver.py",
     "lent.py",
+    "pushing.py",
 }
 
 RULES: list[tuple[str, str]] = [

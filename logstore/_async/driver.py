@@ -142,6 +142,7 @@ class Connection:
         call: Call[T],
         *,
         timeout_s: float | None = None,
+        busy: bool = False,
         meanwhile: Callable[[], None] | None = None,
     ) -> T:
         """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
@@ -153,7 +154,7 @@ class Connection:
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
 
-        ``meanwhile`` is for calls with much to send, made while other threads compute: not in asyncio.
+        ``busy`` and ``meanwhile`` are for calls made while other threads compute: not in asyncio.
         """
         committing = call.writes and not self._in_transaction
         return call.decode(await self._execute(call.sql, call.args, timeout_s, committing=committing))

@@ -33,6 +33,9 @@ _log = logging.getLogger("logstore.producer")
 MUCH = 65536
 """From so many bytes on it gains time to prepare the next request while the server works on this one."""
 
+_PLANS = "SET plan_cache_mode = force_generic_plan"
+"""Otherwise PostgreSQL plans a statement five times with its values, and copies megabytes of them for it."""
+
 _UNAWAITED = (AppendResult(-1, -1, -1),)
 
 
@@ -70,6 +73,8 @@ class Lane:
                 where = connection.dsn_for_display
                 await connection.close()
                 raise NotLeaderError(f"{where} {why}: it takes no records.")
+            if not connection.pooled:
+                await connection.execute(_PLANS, timeout_s=sender.patience_s(self._due_by))
         except LogstoreError:
             self._connect_failures += 1
             self._connect_at = monotonic() + sender.backoff.delay(self._connect_failures)
@@ -86,6 +91,9 @@ class Lane:
     async def _run(self) -> None:
         error: LogstoreError = ClientClosedError("The producer is closed.")
         try:
+            # Before it takes any records, which would have to wait as long.
+            with suppress(LogstoreError):
+                await self.connect()
             while await self._turn():
                 pass
             if self.connection is not None and not self._sender.aborted:
@@ -125,7 +133,7 @@ class Lane:
             self._release()
         self._finish(expired)
         if wakes:
-            await self._wake(wakes)
+            await self._wake(wakes, busy=bool(batches))
         if topics:
             await self._look_up(topics)
         if ask:
@@ -153,6 +161,7 @@ class Lane:
             results = await connection.run(
                 call,
                 timeout_s=sender.patience_s(self._due_by),
+                busy=much,
                 meanwhile=self._get_ahead if much else None,
             )
         except LogstoreError as error:
@@ -276,9 +285,10 @@ class Lane:
         self._finish(orphans)
         return True
 
-    async def _wake(self, topic_ids: Sequence[int]) -> None:
+    async def _wake(self, topic_ids: Sequence[int], *, busy: bool) -> None:
         # A consumer that is not woken polls: a failure here costs it time and nothing else.
         with suppress(LogstoreError):
             if self.connection is not None and not self.connection.closed:
                 call = self._sender.session.calls.wake(topic_ids)
-                await self.connection.run(call, timeout_s=self._sender.patience_s(self._due_by))
+                timeout_s = self._sender.patience_s(self._due_by)
+                await self.connection.run(call, timeout_s=timeout_s, busy=busy)

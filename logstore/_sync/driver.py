@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import waiting
@@ -23,7 +22,6 @@ from psycopg.abc import PQGen
 from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, Format, TransactionStatus
-from psycopg.waiting import Wait
 
 from logstore._core import outcome
 from logstore._core.arrays import ARRAYS
@@ -31,6 +29,7 @@ from logstore._core.call import Call
 from logstore._core.dsn import KEEPALIVE, connect_error, describe
 from logstore._core.hosts import Access, Standing
 from logstore._sync.diagnosis import diagnosed
+from logstore._sync.pushing import pushed, rows_of
 from logstore.errors import (
     AuthorizationFailedError,
     ConfigurationError,
@@ -90,14 +89,13 @@ class _Raw(psycopg.Connection[tuple[Any, ...]]):
     """
 
     deadline: float | None = None
-    meanwhile: Callable[[], None] | None = None
+    pooled = False
+    prepared: dict[str, bytes]
+    """The names of the statements that :mod:`logstore._sync.pushing` has prepared, by text."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is None and self.deadline is not None:
             timeout = max(0.0, self.deadline - time.monotonic())
-        if self.meanwhile is not None:
-            meanwhile, self.meanwhile = self.meanwhile, None
-            gen = _interleaved(self, gen, meanwhile)
         return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
 
     def drop(self) -> None:
@@ -106,83 +104,12 @@ class _Raw(psycopg.Connection[tuple[Any, ...]]):
             copy.shutdown(socket.SHUT_RDWR)
 
 
-class _Pushes:
-    """Threads that are inside libpq, sending much, where no deadline of ours reaches them.
-
-    One thread, which exists while there are any, looks at them now and then and drops the connection of one
-    that takes too long: the sending thread must not need the interpreter for that, see :func:`_interleaved`.
-    """
-
-    LOOK_EVERY_S: Final = 0.5
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._deadlines: dict[_Raw, float] = {}
-        self._seen = False
-        self._watched = False
-
-    def begin(self, raw: _Raw, deadline: float) -> None:
-        with self._lock:
-            self._deadlines[raw] = deadline
-            self._seen = True
-            start = not self._watched
-            self._watched = True
-        if start:
-            threading.Thread(target=self._watch, name="logstore-pushes", daemon=True).start()
-
-    def end(self, raw: _Raw) -> None:
-        with self._lock:
-            self._deadlines.pop(raw, None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(self.LOOK_EVERY_S)
-            now = time.monotonic()
-            with self._lock:
-                late = [raw for raw, deadline in self._deadlines.items() if deadline <= now]
-                if not self._seen and not self._deadlines:
-                    self._watched = False
-                    return
-                self._seen = False
-            for raw in late:
-                raw.drop()
-
-
-_pushes = _Pushes()
-
-
-def _interleaved(raw: _Raw, gen: PQGen[T], meanwhile: Callable[[], None]) -> PQGen[T]:
-    """``gen``, with a call of ``meanwhile`` as soon as everything is sent and the answer is waited for.
-
-    Everything is sent by one call into libpq, which blocks without holding the interpreter.  psycopg's own
-    way takes a turn for each buffer full that the socket takes, twenty for a megabyte or two, and each time
-    waits until another thread that computes gives the interpreter away, which it does every 5 ms.
-    """
-    try:
-        if raw.deadline is not None:
-            _pushes.begin(raw, raw.deadline)
-        raw.pgconn.nonblocking = 0
-        try:
-            wait = next(gen)
-        finally:
-            if raw.pgconn.status == ConnStatus.OK:
-                raw.pgconn.nonblocking = 1
-            _pushes.end(raw)
-        while wait & Wait.W:
-            wait = gen.send((yield wait))
-        meanwhile()
-        while True:
-            wait = gen.send((yield wait))
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-
-
 class Connection:
     """One connection; open it with :meth:`open`."""
 
     def __init__(self, raw: _Raw, dsn_for_display: str) -> None:
         self._raw = raw
+        raw.prepared = {}
         self._cursor = own_cursor(raw)
         self._in_transaction = False
         self._doubtful: str | None = None
@@ -249,6 +176,7 @@ class Connection:
         # A pooler answers the handshake with a process id of its own making.
         backend = self._execute("SELECT pg_catalog.pg_backend_pid()", (), timeout_s, committing=False)
         self.pooled = backend[0][0] != self._raw.info.backend_pid
+        self._raw.pooled = self.pooled
         if not self.pooled:
             self._raw.prepare_threshold = 0
 
@@ -277,6 +205,7 @@ class Connection:
         call: Call[T],
         *,
         timeout_s: float | None = None,
+        busy: bool = False,
         meanwhile: Callable[[], None] | None = None,
     ) -> T:
         """Run ``call`` and decode its answer; outside of :meth:`transaction` it commits by itself.
@@ -288,12 +217,19 @@ class Connection:
         was lost, or the time ran out, while something was being committed, ConnectionFailedError or
         RequestTimedOutError otherwise.
 
-        ``meanwhile`` is for calls with much to send, made while other threads compute: it is called while the
-        server works.
+        ``busy``: other threads compute, which makes each turn of the interpreter expensive; take as few as
+        can be.  ``meanwhile`` is called while the server works.  Only background threads may ask for this:
+        Ctrl-C does not interrupt it.
         """
         committing = call.writes and not self._in_transaction
-        self._raw.meanwhile = meanwhile
-        return call.decode(self._execute(call.sql, call.args, timeout_s, committing=committing))
+        if not busy:
+            return call.decode(self._execute(call.sql, call.args, timeout_s, committing=committing))
+        raw = self._raw
+
+        def rows() -> list[tuple[Any, ...]]:
+            return rows_of(raw, pushed(raw, (call.sql, call.args), meanwhile))
+
+        return call.decode(self._guarded(rows, timeout_s, committing=committing))
 
     def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
         """Run a statement that has no parameters and whose answer does not matter."""
@@ -382,20 +318,31 @@ class Connection:
     def _execute(
         self, sql: str, args: Sequence[Any] | None, timeout_s: float | None, *, committing: bool
     ) -> list[tuple[Any, ...]]:
-        raw, cursor = self._raw, self._cursor
-        if self.closed:
-            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
-        self.busy_since = time.monotonic()
-        raw.deadline = None if timeout_s is None else self.busy_since + timeout_s
-        self._doubtful = None
-        try:
+        cursor = self._cursor
+
+        def rows() -> list[tuple[Any, ...]]:
             if args is None:
                 cursor.execute(sql, prepare=False)
             else:
                 cursor.execute(sql, args, binary=True)
             # Not ``description``, which is made anew for every column each time it is looked at.
             result = cursor.pgresult
-            rows = cursor.fetchall() if result is not None and result.nfields else []
+            return cursor.fetchall() if result is not None and result.nfields else []
+
+        return self._guarded(rows, timeout_s, committing=committing)
+
+    def _guarded(
+        self, work: Callable[[], list[tuple[Any, ...]]], timeout_s: float | None, *, committing: bool
+    ) -> list[tuple[Any, ...]]:
+        """The rows that ``work`` brings from the server, or one of our errors."""
+        raw = self._raw
+        if self.closed:
+            raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        self.busy_since = time.monotonic()
+        raw.deadline = None if timeout_s is None else self.busy_since + timeout_s
+        self._doubtful = None
+        try:
+            rows = work()
         except psycopg.Error as error:
             raise self._translate(error, timeout_s, committing) from error
         except UnicodeEncodeError as error:
@@ -412,7 +359,8 @@ class Connection:
 
     def _translate(self, error: psycopg.Error, timeout_s: float | None, committing: bool) -> LogstoreError:
         where = self.dsn_for_display
-        if isinstance(error, psycopg.errors._WaitTimeout):
+        late = self._raw.deadline is not None and self._raw.deadline <= time.monotonic()
+        if isinstance(error, psycopg.errors._WaitTimeout) or (late and not error.sqlstate):
             return outcome.timed_out(timeout_s or 0, committing=committing, where=where)
         if error.sqlstate:
             diag = error.diag

@@ -34,6 +34,9 @@ _log = logging.getLogger("logstore.producer")
 MUCH = 65536
 """From so many bytes on it gains time to prepare the next request while the server works on this one."""
 
+_PLANS = "SET plan_cache_mode = force_generic_plan"
+"""Otherwise PostgreSQL plans a statement five times with its values, and copies megabytes of them for it."""
+
 _UNAWAITED = (AppendResult(-1, -1, -1),)
 
 
@@ -71,6 +74,8 @@ class Lane:
                 where = connection.dsn_for_display
                 connection.close()
                 raise NotLeaderError(f"{where} {why}: it takes no records.")
+            if not connection.pooled:
+                connection.execute(_PLANS, timeout_s=sender.patience_s(self._due_by))
         except LogstoreError:
             self._connect_failures += 1
             self._connect_at = monotonic() + sender.backoff.delay(self._connect_failures)
@@ -87,6 +92,9 @@ class Lane:
     def _run(self) -> None:
         error: LogstoreError = ClientClosedError("The producer is closed.")
         try:
+            # Before it takes any records, which would have to wait as long.
+            with suppress(LogstoreError):
+                self.connect()
             while self._turn():
                 pass
             if self.connection is not None and not self._sender.aborted:
@@ -126,7 +134,7 @@ class Lane:
             self._release()
         self._finish(expired)
         if wakes:
-            self._wake(wakes)
+            self._wake(wakes, busy=bool(batches))
         if topics:
             self._look_up(topics)
         if ask:
@@ -154,6 +162,7 @@ class Lane:
             results = connection.run(
                 call,
                 timeout_s=sender.patience_s(self._due_by),
+                busy=much,
                 meanwhile=self._get_ahead if much else None,
             )
         except LogstoreError as error:
@@ -277,9 +286,10 @@ class Lane:
         self._finish(orphans)
         return True
 
-    def _wake(self, topic_ids: Sequence[int]) -> None:
+    def _wake(self, topic_ids: Sequence[int], *, busy: bool) -> None:
         # A consumer that is not woken polls: a failure here costs it time and nothing else.
         with suppress(LogstoreError):
             if self.connection is not None and not self.connection.closed:
                 call = self._sender.session.calls.wake(topic_ids)
-                self.connection.run(call, timeout_s=self._sender.patience_s(self._due_by))
+                timeout_s = self._sender.patience_s(self._due_by)
+                self.connection.run(call, timeout_s=timeout_s, busy=busy)
