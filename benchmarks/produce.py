@@ -55,13 +55,14 @@ def produce(server: BenchServer, *, records: int, repetitions: int) -> Section:
 
     samples = interleave(
         {
+            # Side by side: the promise is their ratio.
             "send": lambda: client(_send),
+            "COPY": lambda: copy(bare.copy, None),
             "async send": lambda: client(_async_send),
             "send_many": lambda: client(_send_many),
             "async send_many": lambda: client(_async_send_many),
             "bare append": bare_append,
             "bare append, encoded beforehand": bare_append_encoded,
-            "COPY": lambda: copy(bare.copy, None),
             "COPY by 1,000": lambda: copy(bare.copy, 1000),
             "asyncpg COPY": lambda: copy(bare.copy_asyncpg, None),
             "asyncpg COPY by 1,000": lambda: copy(bare.copy_asyncpg, 1000),

@@ -14,6 +14,7 @@ import pytest
 from logstore import Producer, SendFuture
 from logstore._core.accumulator import Accumulator
 from logstore._core.batch import Batch
+from logstore._core.row_batch import _HOLE
 from logstore.errors import ClientClosedError, LogstoreError, RetriableError
 from tests.support.appender import Appender
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock
@@ -137,6 +138,31 @@ def test_record_whose_batch_is_taken_away_goes_with_the_next(
         producer.flush()
         assert [future.get(0).offset for future in (first, second, third)] == [0, 1, 2]
     assert [value for _, _, _, value in records(database, "t")] == [b"first", b"second", b"third"]
+
+
+def test_record_that_comes_while_its_batch_is_closed_goes_with_the_next(
+    database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch's places are counted, its lists still there: nobody takes what is written to them now."""
+    appender.create("t", 1)
+    with Producer(database, linger_ms=60_000) as producer:
+        first = producer.send("t", b"first", b"k")
+        closing = first.batch
+
+        def close() -> float:
+            monkeypatch.undo()
+            closing.closed, closing.given, closing.queue.open = True, 1, None
+            return time()
+
+        monkeypatch.setattr("logstore._sync.producer.time", close)
+        second = producer.send("t", b"second", b"k")
+        assert second.batch is not closing
+        # Open again, as if nobody had written to it.
+        closing.keys[1] = closing.values[1] = _HOLE
+        closing.closed = False
+        producer.flush()
+        assert [future.get(0).offset for future in (first, second)] == [0, 1]
+    assert [value for _, _, _, value in records(database, "t")] == [b"first", b"second"]
 
 
 def test_flush_waits_for_what_was_sent_before_and_for_nothing_else(database: str, appender: Appender) -> None:
