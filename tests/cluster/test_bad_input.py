@@ -83,7 +83,7 @@ def test_a_database_that_is_not_there_is_told(
 
 
 def test_a_host_of_another_cluster_is_told(cluster: LocalCluster, colour: Colour, ports: list[int]) -> None:
-    with servers.embedded() as stranger:
+    with servers.embedded(stranger=True) as stranger:
         directory = str(conninfo_to_dict(stranger.dsn)["host"])
         dsn = conninfo_to_dict(with_password(cluster, ports))
         mixed = make_conninfo(

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.one_server
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Server]:
     """Another cluster."""
-    with servers.embedded() as found:
+    with servers.embedded(stranger=True) as found:
         yield found
 
 

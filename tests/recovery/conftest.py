@@ -47,5 +47,5 @@ def by(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def another() -> Iterator[Server]:
     """Another cluster."""
-    with servers.embedded() as made:
+    with servers.embedded(stranger=True) as made:
         yield made

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with servers.embedded() as one, servers.embedded() as other:
+    with servers.embedded() as one, servers.embedded(stranger=True) as other:
         for at_once in (1, 2):
             with Both(Link(one.create(), other.create())) as both:
                 records = hurt(both, arguments.kills, arguments.seed, at_once=at_once)

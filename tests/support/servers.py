@@ -138,11 +138,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def embedded(programs: Path | None = None) -> Iterator[Server]:
-    """A server of its own in a temporary directory, which is gone afterwards, however this process ends."""
+def embedded(programs: Path | None = None, *, stranger: bool = False) -> Iterator[Server]:
+    """A server of its own in a temporary directory, which is gone afterwards, however this process ends.
+
+    Servers are copies of one cluster, and have its system identifier, unless they are to be strangers.
+    """
     remove_leftovers()
     home = make_directory()
-    ready_made = prepared.copied(home, SETTINGS, programs)
+    ready_made = not stranger and prepared.copied(home, SETTINGS, programs)
     server = EmbeddedServer(home, SETTINGS, idle_s=1, throw_away=True, programs=programs)
     with server.start_or_join() as handle:
         made = Server(handle.dsn, handle.superuser_dsn, home)
