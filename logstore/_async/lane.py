@@ -68,13 +68,15 @@ class Lane:
             self.connection = None
         try:
             connection, info = await sender.session.open(sender.patience_s(self._due_by))
-            why = connection.access.refusal(in_recovery=info.is_in_recovery)
-            if why:
-                where = connection.dsn_for_display
+            try:
+                why = connection.access.refusal(in_recovery=info.is_in_recovery)
+                if why:
+                    raise NotLeaderError(f"{connection.dsn_for_display} {why}: it takes no records.")
+                if not connection.pooled:
+                    await connection.execute(_PLANS, timeout_s=sender.patience_s(self._due_by))
+            except BaseException:
                 await connection.close()
-                raise NotLeaderError(f"{where} {why}: it takes no records.")
-            if not connection.pooled:
-                await connection.execute(_PLANS, timeout_s=sender.patience_s(self._due_by))
+                raise
         except LogstoreError:
             self._connect_failures += 1
             self._connect_at = monotonic() + sender.backoff.delay(self._connect_failures)

@@ -55,6 +55,28 @@ def values(database: str, topic: str = "t") -> list[bytes | None]:
     return [each.value for each in records(database, topic)]
 
 
+# ---- connections
+
+
+def test_a_connection_that_cannot_be_made_ready_is_closed(
+    database: str, topic: str, colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lane in ("logstore._sync.lane", "logstore._async.lane"):
+        monkeypatch.setattr(f"{lane}._PLANS", "SET no_such_setting = 1")
+    with pytest.raises(LogstoreError, match="no_such_setting"):
+        colour.producer(database, **IMPATIENT).send(topic, b"v").get(ENOUGH_S)
+    with psycopg.connect(database, autocommit=True) as session:
+
+        def left() -> bool:
+            question = (
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%no_such_setting%' AND pid <> %s"
+            )
+            row = session.execute(question, [session.info.backend_pid]).fetchone()
+            return row == (0,)
+
+        eventually(left, "the server has none of them")
+
+
 # ---- topics
 
 
