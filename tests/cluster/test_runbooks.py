@@ -216,8 +216,9 @@ def test_etcd_is_lost(cluster: LocalCluster, writers: Load) -> None:
         if with_its_data:
             cluster.layout.place(ETCD).held.unlink()
             eventually(lambda: cluster.status().etcd == "running", "etcd is there, empty", ENOUGH_S)
-            for member in members:
-                runbook.run(1, on=member.name)
+            runbook.run(1, on=leader.name)
+            for member in members[1:]:
+                runbook.run(2, on=member.name)
         else:
             assert "Quorum Standby" in runbook.run(0, on=leader.name)
         eventually(lambda: cluster.status().phase == "ready", "etcd knows them all", ENOUGH_S)
