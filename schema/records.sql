@@ -68,6 +68,9 @@ begin
 end
 $$;
 
+-- A log that was made before it had its last argument would have two of it.
+drop function if exists records_query(text, text, text);
+
 -- Takes no lock, reads and writes nothing, returns a query that makes records of batches. source: a FROM list
 -- with the batches as b; topic and start: expressions for the topic's name and the log start; outer_source:
 -- what source may refer to. Arrays are unnested side by side in a target list, which is the fast way; text
