@@ -18,7 +18,7 @@ from logstore.cli.output import Column, counted, human_count, note, print_json, 
 from logstore.cli.reset import Duration
 from logstore.cli.root import Group, connection_options, output_option, settings
 from logstore.cli.timespec import format_time
-from logstore.errors import ConfigurationError, LogstoreError
+from logstore.errors import LogstoreError
 
 if TYPE_CHECKING:
     from logstore.workers.mirroring import Link
@@ -317,13 +317,9 @@ def _names(topics: str) -> list[str]:
 
 
 def _parsed(dsn: str) -> str:
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
+    from logstore.conninfo import parameters_of
 
-    try:
-        conninfo_to_dict(dsn)
-    except psycopg.Error as error:
-        raise ConfigurationError(f"The DSN is not valid: {redact(str(error)).strip()}.") from None
+    parameters_of(dsn)
     return dsn
 
 

@@ -46,12 +46,10 @@ def connected(dsn: str, schema: str) -> Iterator[psycopg.Connection[tuple[Any, .
     import psycopg
 
     from logstore._core.dsn import connect_error, describe
-    from logstore.errors import ConfigurationError, LogstoreError, from_server
+    from logstore.conninfo import parameters_of
+    from logstore.errors import InvalidArgumentError, LogstoreError, ServerError, from_server
 
-    try:
-        parameters = psycopg.conninfo.conninfo_to_dict(dsn)
-    except psycopg.Error as error:
-        raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+    parameters = parameters_of(dsn)
     parameters.setdefault("connect_timeout", 10)
     parameters.setdefault("application_name", "logstore-cli")
     try:
@@ -73,6 +71,9 @@ def connected(dsn: str, schema: str) -> Iterator[psycopg.Connection[tuple[Any, .
         raised: LogstoreError = from_server(
             error.sqlstate, message, diagnostic.message_detail, diagnostic.message_hint
         )
+        if isinstance(raised, InvalidArgumentError) and (error.sqlstate or "").startswith("22"):
+            # Of the statement's values, not of the command's.
+            raised = ServerError(raised.message, details=raised.details)
         raise raised from error
 
 

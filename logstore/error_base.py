@@ -33,7 +33,11 @@ class LogstoreError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.advice}".rstrip() if self.advice else self.message
+        if not self.advice:
+            return self.message
+        # The server's own messages come without a full stop.
+        stop = "" if self.message.endswith((".", "!", "?", ":")) else "."
+        return f"{self.message}{stop} {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.advice, self.details))

@@ -76,6 +76,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from logstore.error_base import LogstoreError, OffsetOutOfRangeError, RetriableError
@@ -226,11 +227,16 @@ class ServerBusyError(RetriableError):
 class UnknownTopicOrPartitionError(LogstoreError):
     """There is no such topic or partition."""
 
-    advice = "Create it with `logstore topic create`, or list what there is with `logstore topic list`."
+    advice = (
+        "`logstore topic list` shows what there is; `logstore topic create` makes a topic, "
+        "`logstore topic add-partitions` more partitions."
+    )
 
 
 class TopicAlreadyExistsError(LogstoreError):
     """A topic with this name exists already."""
+
+    advice = "Choose another name, or take the one there is: if_not_exists=True, `--if-not-exists`."
 
 
 class InvalidTopicError(LogstoreError):
@@ -261,6 +267,11 @@ class SerializationError(LogstoreError):
 
 class RecordTooLargeError(LogstoreError):
     """The record is larger than the topic or the client allows; it was not sent."""
+
+    advice = (
+        "Send less, or raise the limit: max.message.bytes of the topic, max_request_size and buffer_memory "
+        "of the producer."
+    )
 
 
 class InvalidRecordError(LogstoreError):
@@ -540,4 +551,8 @@ def from_server(
         except ValueError:
             parsed = None
         details |= parsed if isinstance(parsed, dict) else {"detail": detail}
+    if isinstance(known := details.get("known"), list):
+        # A name that is not one of these: the near miss helps more than the whole list.
+        near = get_close_matches(str(details.get("config")).replace("_", "."), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else hint
     return cls(message, advice=hint or None, details=details)

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from logstore.errors import ConfigurationError
 
 __all__ = ["any_callable", "number", "one_of", "read_options", "text", "whatever"]
 
 T = TypeVar("T")
+
+_IN_DSN: Final = "How to connect is for the DSN to say: user, password, sslmode and so on."
+_KAFKAS: Final[Mapping[str, str]] = {
+    "bootstrap_servers": "The broker is PostgreSQL: give its DSN, as in "
+    'dsn="postgresql://user@host/database", or nothing for a server of your own.',
+    "security_protocol": _IN_DSN,
+    "api_version": "There are no versions to choose from.",
+    "compression_type": "The server compresses: it is a config of the topic, compression.type.",
+    "isolation_level": "Consumers read what is committed, always: leave it out.",
+    "partition_assignment_strategy": 'It is group_remote_assignor here: "uniform" or "range".',
+    "auto_create_topics_enable": "Topics are made by Admin.create_topic() or `logstore topic create`.",
+}
+"""What Kafka's clients have and these have not, and what to do instead."""
 
 Check = Callable[[str, Any], Any]
 
@@ -28,17 +41,22 @@ def read_options(kind: type[T], given: Mapping[str, Any], *, elsewhere: Collecti
     for name, value in given.items():
         plain = name.replace(".", "_")
         if plain not in known:
-            near = get_close_matches(plain, [*known, *elsewhere], n=1)
             raise ConfigurationError(
-                f"There is no option {name!r}.",
-                advice=f"Did you mean {near[0]!r}?"
-                if near
-                else "See the class's documentation for the options.",
+                f"There is no option {name!r}.", advice=_instead(plain, [*known, *elsewhere])
             )
         if plain in values:
             raise ConfigurationError(f"The option {plain!r} is given twice.")
         values[plain] = known[plain].metadata["check"](name, value)
     return kind(**values)
+
+
+def _instead(name: str, known: Collection[str]) -> str:
+    if name in _KAFKAS:
+        return _KAFKAS[name]
+    if name.startswith(("sasl_", "ssl_")):
+        return _IN_DSN
+    near = get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else "See the class's documentation for the options."
 
 
 def number(default: int | None, minimum: int, maximum: int = 2**31 - 1, *, optional: bool = False) -> Any:

@@ -16,8 +16,11 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
+
+from logstore.errors import InvalidArgumentError
 
 __all__ = ["Revisions", "opened"]
 
@@ -59,8 +62,12 @@ def opened(raw: psycopg.Connection[Any], schema: str) -> Iterator[Revisions]:
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """SQLAlchemy's errors as the driver raised them."""
+    """SQLAlchemy's errors as the driver raised them, Alembic's as ours."""
     try:
         yield
     except DBAPIError as error:
         raise error.orig or error from error
+    except CommandError as error:
+        raise InvalidArgumentError(
+            f"{error}.", advice="`logstore db status` shows the revision there is, and this release's."
+        ) from error

@@ -17,10 +17,11 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from logstore import errors
 from logstore._core.dsn import connect_error, describe
+from logstore.conninfo import parameters_of
 
 __all__ = ["Connection", "Limits", "drop_all", "opened", "owned"]
 
@@ -174,10 +175,7 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
     Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError when no server answers, and
     what else :func:`logstore.errors.from_server` makes of the server's errors.
     """
-    try:
-        parameters = conninfo_to_dict(dsn)
-    except psycopg.Error as error:
-        raise errors.ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
+    parameters = parameters_of(dsn)
     where = describe(parameters)
     parameters.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
     parameters.setdefault("application_name", f"logstore {job}")

@@ -17,14 +17,13 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import asyncpg
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from logstore._core import outcome
 from logstore._core.arrays import ArrayParameter
 from logstore._core.call import Call
 from logstore._core.dsn import KEEPALIVE, asyncpg_arguments, certificate_refused, connect_error, describe
 from logstore._core.hosts import Access, Standing
+from logstore.conninfo import parameters_of
 from logstore.errors import (
     AuthorizationFailedError,
     CertificateError,
@@ -35,19 +34,11 @@ from logstore.errors import (
     StaleSessionError,
 )
 
-__all__ = ["Connection", "parameters_of"]
+__all__ = ["Connection"]
 
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT_S = 2.0
-
-
-def parameters_of(dsn: str) -> dict[str, Any]:
-    """What a libpq URI or key/value string says.  Raises ConfigurationError when it makes no sense."""
-    try:
-        return dict(conninfo_to_dict(dsn))
-    except psycopg.Error as error:
-        raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
 
 
 class Connection:

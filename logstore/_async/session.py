@@ -11,11 +11,12 @@ from weakref import WeakSet
 
 from logstore._async.apart import SharedLock
 from logstore._async.concurrency import offload, sleep
-from logstore._async.driver import Connection, parameters_of
+from logstore._async.driver import Connection
 from logstore._async.sentry import Sentry
 from logstore._core.calls import Calls, ServerInfo
 from logstore._core.hosts import Group, Host, Roster, none_will_do, not_wanted
 from logstore._core.masking import masked
+from logstore.conninfo import parameters_of
 from logstore.embedded.dsn import Resolved, resolve
 from logstore.errors import (
     ConnectionFailedError,

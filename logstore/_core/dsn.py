@@ -70,7 +70,9 @@ def certificate_refused(where: str, reason: str) -> str:
 
 def connect_error(where: str, sqlstate: str | None, message: str) -> LogstoreError:
     """Why no connection to ``where`` came about."""
-    text = f"No connection to {where}: {' '.join(message.split()).rstrip('.')}."
+    # libpq asks on a line of its own, indented, whether the server is running; the advice says so too.
+    lines = [" ".join(line.split()) for line in message.splitlines() if not line.startswith("\t")]
+    text = f"No connection to {where}: {'; '.join(filter(None, lines)).rstrip('.')}."
     if sqlstate is None:
         return ConnectionFailedError(text)
     error = from_server(sqlstate, text)

@@ -362,6 +362,8 @@ def _offset(value: object) -> int:
 
 def _texts(configs: Mapping[str, object]) -> dict[str, str]:
     """Config values as Kafka writes them."""
+    if not isinstance(configs, Mapping):
+        raise InvalidArgumentError(f"Configs are a dict of names and values, not {configs!r}.")
     texts: dict[str, str] = {}
     for name, value in configs.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float):

@@ -366,6 +366,8 @@ class Consumer(Processing, KeyLookup, Measured):
         count = self._config.max_poll_records if max_records is None else max_records
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidArgumentError(f"max_records is an integer from 1, not {max_records!r}.")
+        if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float):
+            raise InvalidArgumentError(f"timeout_ms is a number of milliseconds, not {timeout_ms!r}.")
         self._ready()
         records = self._take(count, only, time.monotonic() + timeout_ms / 1000)
         if not records:
@@ -581,10 +583,7 @@ class Consumer(Processing, KeyLookup, Measured):
 
 
 def _names(topics: Iterable[str]) -> tuple[str, ...] | None:
-    names = tuple(dict.fromkeys(topics))
-    for name in names:
-        check_topic_name(name)
-    return names or None
+    return tuple(dict.fromkeys(check_topic_name(name) for name in topics)) or None
 
 
 def _partition(tp: TopicPartition) -> TopicPartition:

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import waiting
 from psycopg.abc import PQGen
 from psycopg.adapt import Dumper
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import ConnStatus, Format, TransactionStatus
 
 from logstore._core import outcome
@@ -30,26 +30,18 @@ from logstore._core.dsn import KEEPALIVE, connect_error, describe
 from logstore._core.hosts import Access, Standing
 from logstore._sync.diagnosis import diagnosed
 from logstore._sync.pushing import pushed, rows_of
+from logstore.conninfo import parameters_of
 from logstore.errors import (
     AuthorizationFailedError,
-    ConfigurationError,
     ConnectionFailedError,
     InvalidArgumentError,
     LogstoreError,
     StaleSessionError,
 )
 
-__all__ = ["Connection", "own_cursor", "parameters_of"]
+__all__ = ["Connection", "own_cursor"]
 
 T = TypeVar("T")
-
-
-def parameters_of(dsn: str) -> dict[str, Any]:
-    """What a libpq URI or key/value string says.  Raises ConfigurationError when it makes no sense."""
-    try:
-        return dict(conninfo_to_dict(dsn))
-    except psycopg.Error as error:
-        raise ConfigurationError(f"The DSN is not valid: {str(error).strip()}.") from None
 
 
 class _ArrayDumper(Dumper):

@@ -12,7 +12,7 @@ from logstore._core.call import Call
 from logstore._core.calls import EARLIEST, LATEST
 from logstore._core.group_calls import GroupCalls, MemberRow
 from logstore._core.offsets import offsets_to_commit
-from logstore.errors import GroupNotFoundError, UnknownTopicOrPartitionError
+from logstore.errors import GroupNotFoundError, InvalidArgumentError, UnknownTopicOrPartitionError
 from logstore.groups import (
     GroupDescription,
     GroupListing,
@@ -131,6 +131,8 @@ class GroupAdmin:
         ``partitions``, or all partitions of ``topics``; by default those that the group has committed offsets
         for (with ``OffsetReset.to_offsets``, those it names).
         """
+        if not isinstance(reset, OffsetReset):
+            raise InvalidArgumentError(f"reset is an OffsetReset, as OffsetReset.earliest(), not {reset!r}.")
         committed = self.list_group_offsets(group)
         wanted = self._wanted(reset, partitions, topics, committed)
         starts = self.list_offsets(dict.fromkeys(wanted, EARLIEST))

@@ -15,8 +15,9 @@ from logstore._core.hosts import Group, Host, Roster, none_will_do, not_wanted
 from logstore._core.masking import masked
 from logstore._sync.apart import SharedLock
 from logstore._sync.concurrency import offload, sleep
-from logstore._sync.driver import Connection, parameters_of
+from logstore._sync.driver import Connection
 from logstore._sync.sentry import Sentry
+from logstore.conninfo import parameters_of
 from logstore.embedded.dsn import Resolved, resolve
 from logstore.errors import (
     ConnectionFailedError,

@@ -9,10 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from logstore._async.driver import Connection, parameters_of
+from logstore._async.driver import Connection
 from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.call import Call
 from logstore._core.calls import Calls
+from logstore.conninfo import parameters_of
 from logstore.errors import (
     ConfigurationError,
     ConnectionFailedError,

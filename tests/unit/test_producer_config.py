@@ -97,3 +97,15 @@ def test_idempotence_is_on_unless_it_makes_no_sense() -> None:
 def test_what_contradicts_idempotence(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="idempotence"):
         read_options(ProducerConfig, given)
+
+
+def test_what_only_kafkas_clients_have_is_refused_with_what_to_do_instead() -> None:
+    for name, instead in [
+        ("bootstrap_servers", "DSN"),
+        ("sasl_plain_username", "DSN"),
+        ("compression.type", "topic"),
+        ("isolation_level", "committed"),
+    ]:
+        with pytest.raises(ConfigurationError, match=f"no option '{name}'") as caught:
+            read(**{name: "x"})
+        assert instead in caught.value.advice
