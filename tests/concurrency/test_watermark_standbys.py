@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -232,6 +233,24 @@ def test_a_crash_that_loses_records_is_told_by_their_epoch() -> None:
         with leader.connect() as session:
             boots = {value(session, "SELECT boot FROM info()") for _ in range(2)}
             assert len(boots) == 1
+
+
+def test_servers_that_were_killed_leave_nothing_in_memory() -> None:
+    with standbys(0) as group:
+        postmaster = group.leader.processes()[0].pid
+        # What would be a file there is in the data directory.
+        assert "/dev/shm/PostgreSQL." not in Path(f"/proc/{postmaster}/maps").read_text()
+        assert len(segments_of(postmaster)) == 1
+        group.leader.kill()
+        # For whoever starts it again.
+        assert len(segments_of(postmaster)) == 1
+    assert segments_of(postmaster) == []
+
+
+def segments_of(maker: int) -> list[str]:
+    """The segments of System V's shared memory that a process has made."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[4] == str(maker)]
 
 
 def test_as_many_standbys_as_the_setting_asks_for(group: Group, topic: int) -> None:

@@ -7,6 +7,7 @@ stopped server is a base backup.  Nobody but the test promotes, kills or repairs
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -33,6 +34,8 @@ __all__ = ["Group", "Node", "standbys", "usurped"]
 
 DATABASE: Final = "log"
 NOWHERE: Final = "host=127.0.0.1 port=9 connect_timeout=1"
+_IPC_RMID: Final = 0
+_libc: Final = ctypes.CDLL(None)
 _SETTINGS: Final = """
 # Tests crash servers, not the machine.
 fsync = off
@@ -44,6 +47,8 @@ max_connections = 60
 max_prepared_transactions = 4
 listen_addresses = ''
 restart_after_crash = off
+# In the data directory, and gone with it.
+dynamic_shared_memory_type = mmap
 wal_retrieve_retry_interval = 50ms
 wal_receiver_status_interval = 1s
 jit = off
@@ -123,6 +128,16 @@ class Node:
             # Whose children they are now may take seconds to notice; they are dead long before.
             eventually(lambda: not any(lives(process.pid) for process in processes), "they are dead")
             self._process = None
+
+    def bury(self) -> None:
+        """Kill it for good: what the kernel keeps for whoever starts it again is given back.
+
+        A machine has room for 4,096 such segments, and starts no PostgreSQL any more when they are taken.
+        """
+        self.kill()
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            segment = (self.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
+            _libc.shmctl(int(segment), _IPC_RMID, None)
 
     def restart(self) -> None:
         """Crash it, and let it recover."""
@@ -265,7 +280,7 @@ def standbys(count: int, synchronous: str = "") -> Iterator[Group]:
         yield group
     finally:
         for node in made:
-            node.kill()
+            node.bury()
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -297,7 +312,7 @@ def usurped(node: Node, furnish: Callable[[Node], None]) -> Iterator[None]:
         node.start()
         yield
     finally:
-        node.kill()
+        node.bury()
         shutil.rmtree(node.data)
         own.rename(node.data)
 
@@ -408,7 +423,7 @@ def _make(home: Path) -> None:
     (node.data / "postgresql.conf").write_text(f"{_SETTINGS}unix_socket_directories = '{home}'\n")
     # The log's database is not there yet.
     with contextlib.ExitStack() as stack:
-        stack.callback(node.kill)
+        stack.callback(node.bury)
         with (home / "server.log").open("ab") as log:
             node._process = subprocess.Popen(
                 [*_as_somebody(home), _programs().postgres, "-D", node.data],
