@@ -7,6 +7,7 @@ and shell completion answer at once.  Commands talk to the log through :class:`l
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,6 +17,8 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits with its code (:mod:`logstore.cli.failures` lists them)."""
+    # Ctrl-C while the command is still being imported ends it without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from logstore.cli.failures import guarded
     from logstore.cli.root import root
 

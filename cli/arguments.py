@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
+from logstore.cli.nearest import topic_names
+
 __all__ = [
     "ACKS",
+    "ACKS_HELP",
+    "LINGER_HELP",
     "assignments",
     "complete_topic",
     "confirm",
@@ -21,7 +25,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ACKS = click.Choice(["0", "1", "all"])
+ACKS: Final = click.Choice(["0", "1", "all"])
+ACKS_HELP: Final = (
+    "Acknowledged are records that are 0: sent; 1: on the server's disk; all: on its followers', too."
+)
+LINGER_HELP: Final = "How long, in ms, a record may wait for others to be sent with."
 
 
 def property_option(kind: str) -> Callable[[F], F]:
@@ -78,27 +86,8 @@ def topic_argument(*, many: bool = False, required: bool = True) -> Callable[[F]
 
 
 def complete_topic(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of topics; none at all when that would start a server or take long."""
-    import os
-
-    from logstore.cli.root import settings
-
-    chosen = settings(ctx)
-    dsn = chosen.dsn or os.environ.get("LOGSTORE_DSN")
-    try:
-        if dsn is None:
-            from logstore.cli.server import running_dsn
-
-            dsn = running_dsn()
-        if dsn is None:
-            return []
-        from logstore import Admin
-
-        with Admin(dsn, schema=chosen.schema, request_timeout_ms=2000) as admin:
-            return [name for name in admin.list_topics() if name.startswith(incomplete)]
-    except Exception:
-        # A completion that fails completes nothing: an error text would land in the middle of a command line.
-        return []
+    """Names of topics that begin so."""
+    return [name for name in topic_names(ctx) if name.startswith(incomplete)]
 
 
 def yes_option(command: F) -> F:

@@ -31,4 +31,6 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     if found is None:
         raise click.ClickException(f"click has no completion for {shell}.")
-    click.echo(found(root, {}, "logstore", "_LOGSTORE_COMPLETE").source())
+    script = found(root, {}, "logstore", "_LOGSTORE_COMPLETE").source()
+    # click's script for fish would cut the descriptions at their first comma.
+    click.echo(script.replace('string split ","', 'string split --max 1 ","'))

@@ -59,7 +59,9 @@ def _shown_fields(ctx: click.Context, param: click.Parameter, text: str | None) 
 @click.option("-n", "--max-messages", type=click.IntRange(1), metavar="N", help="Stop after N records.")
 @click.option("-F", "--follow", is_flag=True, help="Wait for new records until Ctrl-C.")
 @click.option(
+    "-o",
     "--format",
+    "--output",
     "form",
     type=click.Choice(["text", "json", "raw", "template"]),
     default=None,
@@ -115,6 +117,10 @@ def consume(
     context = click.get_current_context()
     if sum((from_beginning, offset is not None, since is not None)) > 1:
         raise click.UsageError("Give one of --from-beginning, --offset and --since.", context)
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError(
+            "There is nothing between --since and --until: the later one comes second.", context
+        )
     if follow and until is not None:
         raise click.UsageError("--follow has no end: leave out --until.", context)
     formatter = _formatter(form, template, show, context)

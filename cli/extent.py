@@ -55,7 +55,7 @@ def all_partitions(consumer: Consumer, topic: str) -> list[TopicPartition]:
     """Every partition of ``topic``, as a consumer sees it; an unknown topic raises."""
     numbers = consumer.partitions_for_topic(topic)
     if numbers is None:
-        raise UnknownTopicOrPartitionError(f"There is no topic {topic!r}.")
+        raise UnknownTopicOrPartitionError(f"There is no topic {topic!r}.", details={"topic": topic})
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 

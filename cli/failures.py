@@ -20,7 +20,6 @@ code  meaning
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import re
@@ -33,6 +32,10 @@ from typing import Final, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
+
+from logstore.cli.nearest import meant
+from logstore.cli.root import settings
+from logstore.cli.streams import forget_stdout, prepare
 
 __all__ = [
     "CheckFailed",
@@ -143,17 +146,18 @@ def exit_code(error: BaseException) -> int:
 def guarded(root: click.Group, argv: Sequence[str]) -> int:
     """Runs a command line; no exception leaves it.  Returns the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    prepare()
     _show_warnings()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that has no ✓ gets \\u2713, not a traceback.
-            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in argv
+    context: click.Context | None = None
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if (answer := _complete(root)) is not None:
             return answer
         color = False if os.environ.get("NO_COLOR") else None
         with root.make_context("logstore", list(argv), color=color) as context:
+            settings(context)  # of all commands below: what they are told is seen here, too
             root.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
@@ -164,10 +168,13 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
         click.echo(error.format_message(), err=True)
         return USAGE
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return BROKEN_PIPE
-    except click.Abort:
-        return _report("not confirmed: nothing was changed", FAILED)
+    except click.Abort as error:
+        # Of a question: click has made it of a Ctrl-C, or of the end of the input.
+        told = error.__context__
+        code = exit_code(told) if isinstance(told, KeyboardInterrupt) else FAILED
+        return _report("not confirmed: nothing was changed", code)
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError, KeyboardInterrupt):
             sys.stdout.flush()
@@ -177,7 +184,7 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             click.echo(redact("".join(traceback.format_exception(error)), argv).rstrip(), err=True)
-        return _report(redact(_one_line(error), argv), exit_code(error))
+        return _report(redact(_sentences(_one_line(error), meant(error, context)), argv), exit_code(error))
     return OK
 
 
@@ -203,8 +210,10 @@ def _show_warnings() -> None:
 
 
 def _report(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        forget_stdout()
     with contextlib.suppress(OSError):
         click.echo(click.style("error:", fg="red", bold=True) + " " + message, err=True)
     return code
@@ -214,7 +223,7 @@ def _one_line(error: BaseException) -> str:
     """What happened, with values and advice, on one line."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "logstore"
-        return f"{_joined(error.format_message())} See `{command} --help`."
+        return _sentences(error.format_message(), f"See `{command} --help`.")
     if isinstance(error, click.ClickException):
         return _joined(error.format_message())
     text = _sentences(getattr(error, "message", str(error)), getattr(error, "advice", ""))
@@ -262,12 +271,6 @@ def _secrets(argv: Sequence[str]) -> Iterator[str]:
                 yield match[2]
         for match in _FIELD_PASSWORD.finditer(text):
             yield match[3].strip("'")
-
-
-def _forget_stdout() -> None:
-    """Makes the interpreter's own flush at exit silent."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complete(root: click.Group) -> int | None:

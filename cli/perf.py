@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from logstore.cli.arguments import ACKS, complete_topic, property_option
+from logstore.cli.arguments import ACKS, ACKS_HELP, LINGER_HELP, complete_topic, property_option
 from logstore.cli.clients import open_admin, open_consumer, open_producer, polls
 from logstore.cli.endtoend import measure
 from logstore.cli.extent import all_partitions
@@ -91,11 +91,9 @@ def common(command: Any) -> Any:
     default=0,
     help="Records a second.  [default: as fast as it goes]",
 )
-@click.option("--acks", type=ACKS, default="all", show_default=True, help="What acknowledged means.")
+@click.option("--acks", type=ACKS, default="all", show_default=True, help=ACKS_HELP)
 @click.option("--bulk", is_flag=True, help=f"Use send_many with {CHUNK:,} records a call instead of send.")
-@click.option(
-    "--linger-ms", metavar="N", type=click.IntRange(0), help="How long a record may wait for company."
-)
+@click.option("--linger-ms", metavar="N", type=click.IntRange(0), help=f"{LINGER_HELP}  [default: 5]")
 @property_option("producer")
 @common
 def produce(
@@ -203,14 +201,14 @@ def consume(
     show_default=True,
     help="First records not to count.",
 )
-@click.option("--acks", type=ACKS, default="all", show_default=True, help="What acknowledged means.")
+@click.option("--acks", type=ACKS, default="all", show_default=True, help=ACKS_HELP)
 @click.option(
     "--linger-ms",
     metavar="N",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="How long a record may wait for company.",
+    help=LINGER_HELP,
 )
 @property_option("producer")
 @common

@@ -11,7 +11,7 @@ from typing import IO, Any, Final
 
 import click
 
-from logstore.cli.arguments import ACKS, property_option, topic_argument
+from logstore.cli.arguments import ACKS, ACKS_HELP, LINGER_HELP, property_option, topic_argument
 from logstore.cli.clients import open_producer
 from logstore.cli.failures import told_when_interrupted
 from logstore.cli.feed import Feed, chunks
@@ -104,13 +104,22 @@ def _separator(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @click.option("--repartition", is_flag=True, help="Ignore the partition field of JSON lines.")
 @click.option(
-    "--acks", type=ACKS, default="all", show_default=True, help="What acknowledged means; see docs/cli.md."
+    "--acks",
+    type=ACKS,
+    default="all",
+    show_default=True,
+    help=ACKS_HELP,
 )
 @click.option(
-    "--linger-ms", metavar="N", type=click.IntRange(0), help="How long a record may wait for company."
+    "--linger-ms",
+    metavar="N",
+    type=click.IntRange(0),
+    help=f"{LINGER_HELP}  [default: 5]",
 )
 @property_option("producer")
-@click.option("--progress/--no-progress", default=None, help="[default: on a terminal, when reading a file]")
+@click.option(
+    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal, for a file]"
+)
 @output_option("text", "json")
 @connection_options
 def produce(

@@ -118,7 +118,8 @@ def write_options(command: click.Command, ctx: click.Context, formatter: click.H
     common: list[tuple[str, str]] = []
     for parameter in command.get_params(ctx):
         line = parameter.get_help_record(ctx)
-        if line is not None:
+        # An argument says nothing that the usage above does not say.
+        if line is not None and isinstance(parameter, click.Option):
             (common if COMMON.intersection(parameter.opts) else own).append(line)
     for title, lines in (("Options", own), ("Common options", common)):
         if lines:

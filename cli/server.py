@@ -67,6 +67,10 @@ def up(server_settings: dict[str, str]) -> None:
             click.echo("Ctrl-C stops it.")
         sys.stdout.flush()
 
+    if server_settings and running_dsn() is not None:
+        click.echo(
+            "warning: the server runs already, so --setting has no effect; `logstore down` stops it", err=True
+        )
     run_in_foreground(ready, settings=server_settings)
     click.echo("stopped", err=True)
 

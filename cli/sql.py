@@ -100,6 +100,11 @@ def _print(cursor: psycopg.Cursor[Any], statement: bytes, limit: int) -> None:
     output = settings().output
     if output == "table":
         cursor.execute(statement)
+        if cursor.nextset():
+            raise click.UsageError(
+                "There is more than one statement: nothing was done. Give them one at a time.",
+                click.get_current_context(),
+            )
         if cursor.description is None:
             click.echo(cursor.statusmessage or "done")
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -160,9 +162,17 @@ class Teller:
         self._head("Yours to look at")
         self._say()
         for line in (
-            f"logstore consume {run.topic} --max-messages 3 --show partition,offset,key",
-            f"logstore topic describe {run.topic}",
-            "logstore sql",
+            f"consume {run.topic} --max-messages 3 --show partition,offset,key",
+            f"topic describe {run.topic}",
+            "sql",
         ):
-            self._say(line)
+            self._say(f"{_program()} {line}")
         self._say()
+
+
+def _program() -> str:
+    """What the shell calls this command: after `make demo` it is in .venv, where no PATH leads."""
+    ours = Path(sys.argv[0])
+    if ours.name != "logstore" or shutil.which("logstore") is not None:
+        return "logstore"
+    return str(ours)

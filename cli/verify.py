@@ -161,7 +161,7 @@ def _audit(connection: Connection, topics: list[str], *, arrays: bool) -> Audit:
     known = {topic: (topic_id, partitions) for topic, topic_id, partitions, _, _ in plan}
     for topic in topics:
         if topic not in known:
-            raise UnknownTopicOrPartitionError(f"There is no topic {topic!r}.")
+            raise UnknownTopicOrPartitionError(f"There is no topic {topic!r}.", details={"topic": topic})
     audit.snapshot, audit.records = connection.execute(
         "SELECT pg_current_snapshot()::text, coalesce(sum(records), 0)::int8 FROM partitions"
         " WHERE %s::text[] IS NULL OR topic = ANY (%s)",

@@ -65,7 +65,11 @@ def worker() -> None:
     )
 )
 @click.option(
-    "--only", metavar="JOB", multiple=True, help="Run this job, and no others but those also named."
+    "--only",
+    metavar="JOB",
+    multiple=True,
+    help="Run this job, and no others but those also named: compaction, retention and so on, as "
+    "`worker jobs` shows them.",
 )
 @_schedule_options
 @click.option("--once", is_flag=True, help="Run every job once, whether or not it is due, and exit.")

@@ -17,6 +17,7 @@ from tests.cli.conftest import Cli
 def test_every_shell_gets_a_script(cli: Cli, shell: str) -> None:
     script = cli("completion", shell).out
     assert f"_LOGSTORE_COMPLETE={shell}_complete" in script
+    assert 'split ","' not in script  # a description may have commas
     if found := shutil.which(shell):
         checked = subprocess.run([found, "-n"], input=script, text=True, capture_output=True, check=False)
         assert (checked.returncode, checked.stderr) == (0, "")

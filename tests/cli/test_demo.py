@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from logstore.cli import demo as demo_module
 from logstore.cli.access_log import Request
+from logstore.cli.story import _program
 from tests.cli.conftest import Cli
 
 
@@ -67,3 +70,11 @@ def test_a_failed_check_is_said_and_is_the_exit_code(cli: Cli, monkeypatch: pyte
 
 def few() -> list[Request]:
     return [Request(b"client-%d" % (n % 7), b'{"status": 200}', 1000 + n, True) for n in range(40)]
+
+
+def test_what_to_type_next_is_what_the_shell_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/logstore", "demo"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert _program() == ".venv/bin/logstore"
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert _program() == "logstore"

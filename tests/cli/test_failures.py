@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 import logstore.errors
+from logstore.cli import failures, main
 from logstore.cli.failures import BY_CLASS, exit_code, redact
 from logstore.errors import LogstoreError
 
@@ -71,3 +74,14 @@ def test_the_password_of_the_environment_is_hidden(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOGSTORE_DSN", "postgresql://me:s3cret@host")
     monkeypatch.setenv("PGPASSWORD", "an0ther")
     assert redact("s3cret and an0ther") == "**** and ****"
+
+
+def test_ctrl_c_before_the_command_is_there_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(failures, "guarded", lambda root, argv: int(signal.getsignal(signal.SIGINT)))  # type: ignore[arg-type]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["--version"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == int(signal.SIG_DFL)

@@ -102,7 +102,7 @@ def test_the_one_line_that_is_refused_is_named() -> None:
     large = RecordTooLargeError("too large", advice="Send less.")
     stub = Stub(large, Future([run(0, 0, 1)]), large)
     fed = feed(stub)
-    with pytest.raises(RecordTooLargeError, match=r"Line 2: too large Send less\."):
+    with pytest.raises(RecordTooLargeError, match=r"Line 2: too large\. Send less\."):
         fed.send([b"a", b"b", b"c"])
     assert stub.sent == [[b"a", b"b", b"c"], [b"a"], [b"b"]]
     fed.give_up(0)

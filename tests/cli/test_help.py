@@ -60,6 +60,8 @@ def test_help_ends_with_an_example_of_this_command(path: tuple[str, ...], comman
         assert f"logstore {' '.join(path)}" in example
         assert f"  {example}\n" in text + "\n"
         shlex.split(example, comments=True)
+    arguments = [each.make_metavar(context) for each in command.params if isinstance(each, click.Argument)]
+    assert not {line.strip() for line in text.splitlines()}.intersection(arguments)
 
 
 @pytest.mark.parametrize(("path", "command"), ALL)

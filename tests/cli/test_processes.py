@@ -173,3 +173,17 @@ def run(*argv: str, program: list[str] | None = None) -> subprocess.CompletedPro
         env={**os.environ, "PATH": path},
         check=False,
     )
+
+
+def test_streams_that_are_closed_or_full(orders: Cli, database: str) -> None:
+    program = f"{sys.executable} -m logstore.cli"
+    answer = subprocess.run(
+        ["bash", "-c", f"{program} produce orders <&- >&-; echo $?; {program} --help > /dev/full; echo $?"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LOGSTORE_DSN": database},
+    )
+    assert answer.stdout == "0\n1\n"
+    assert answer.stderr.startswith("0 records to orders in ")
+    assert answer.stderr.endswith(" s\nerror: No space left on device\n")

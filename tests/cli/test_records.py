@@ -98,6 +98,7 @@ def test_reading_starts_and_ends_where_it_is_told(orders: Cli) -> None:
     assert read("-p", "1") == []
     assert read("--show", "partition,offset,key", "-n", "1") == ["0\t0\t(null)\tr0"]
     assert read("--template", "{offset}={value}", "-n", "2") == ["0=r0", "1=r1"]
+    assert read("-n", "2", "-o", "json") == read("-n", "2", "--format", "json")
 
 
 def test_time_bounds_are_exact_even_when_time_stamps_go_back(orders: Cli) -> None:
@@ -145,6 +146,7 @@ WRONG = [
     (("consume", "orders", "--show", "color"), "", 2, "color"),
     (("consume", "orders", "--template", "{nothing}"), "", 2, "{nothing}"),
     (("consume", "orders", "--since", "soon"), "", 2, "soon"),
+    (("consume", "orders", "--since", "2h", "--until", "3h"), "", 2, "nothing between"),
     (("consume", "orders", "-X", "max_poll_record=3"), "", 2, "max_poll_records"),
 ]
 

@@ -16,6 +16,7 @@ def test_the_schema_is_installed_shown_and_removed(cli: Cli) -> None:
     missing = cli("topic", "list", "--schema", "second", code=7)
     assert "logstore db upgrade" in missing.err
     assert cli.json("db", "upgrade", "--schema", "second")["is_current"]
+    assert "'9999'" in cli("db", "downgrade", "--revision", "9999", "--schema", "second", "--yes", code=2).err
     cli("topic", "create", "orders", "--schema", "second")
     assert cli.json("topic", "list") == []
     assert [topic["topic"] for topic in cli.json("topic", "list", "--schema", "second")] == ["orders"]
@@ -67,3 +68,11 @@ def test_a_dsn_that_is_none_is_a_usage_error(cli: Cli) -> None:
 def test_up_and_down_are_for_the_embedded_server(cli: Cli) -> None:
     cli("up", "--dsn", "postgresql://localhost/x", code=2)
     cli("down", "--dsn", "postgresql://localhost/x", code=2)
+
+
+def test_up_says_when_its_settings_come_too_late(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logstore.embedded.run_in_foreground", lambda ready, settings: None)
+    assert cli("up", "--setting", "fsync=off").err == "stopped\n"
+    monkeypatch.setattr("logstore.cli.server.running_dsn", lambda: cli.dsn)
+    assert "no effect" in cli("up", "--setting", "fsync=off").err
+    assert cli("up").err == "stopped\n"

@@ -94,7 +94,8 @@ def test_a_statement_without_rows_says_what_it_did(orders: Cli) -> None:
 WRONG = [
     (("SELEC 1",), 1, 'syntax error at or near "SELEC" (at character 1)'),
     (("SELECT * FROM nothing",), 1, '"nothing" does not exist'),
-    (("SELECT 1/0",), 2, "division by zero"),
+    (("SELECT 1/0",), 1, "division by zero"),
+    (("SELECT produce('orders', 'k', 'v'); SELECT 2",), 2, "nothing was done"),
     (("",), 2, "empty"),
     (("SELECT 1", "--file", "-"), 2, "not both"),
     (("SELECT produce('nothing', 'k', 'v')",), 3, "nothing"),
@@ -107,6 +108,7 @@ def test_wrong_input_is_one_clear_line_and_a_code(orders: Cli) -> None:
         assert answer.err.startswith("error: ")
         assert answer.err.count("\n") == 1
         assert said in answer.err
+    assert orders("sql", "SELECT count(*) FROM records", "-o", "csv").lines == ["count", "3"]
 
 
 def test_psql_is_opened_with_the_views_at_hand_and_the_password_out_of_sight(

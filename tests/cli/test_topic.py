@@ -117,3 +117,24 @@ def test_a_hostile_name_is_a_name(cli: Cli) -> None:
     cli("topic", "create", name, code=2)
     cli("topic", "describe", name, code=2)
     assert cli.json("topic", "list") == []
+
+
+def test_a_topic_that_was_probably_meant_is_named(cli: Cli) -> None:
+    cli("topic", "create", "orders")
+    for command in (("topic", "describe"), ("consume",), ("topic", "alter", "--unset", "retention.ms")):
+        assert "Did you mean 'orders'?" in cli(*command, "ordres", code=3).err
+    assert "Did you mean" not in cli("consume", "payments", code=3).err
+    assert "Did you mean" not in cli("consume", "orders", "--partition", "7", code=3).err
+    assert (
+        "Did you mean retention.ms?" in cli("topic", "alter", "orders", "--unset", "retention_ms", code=2).err
+    )
+
+
+def test_ctrl_c_at_a_question_is_told_from_a_no(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strike(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    cli("topic", "create", "orders")
+    assert "nothing was changed" in cli("topic", "delete", "orders", stdin="n\n", tty=True, code=1).err
+    monkeypatch.setattr("click.termui.visible_prompt_func", strike)
+    assert "nothing was changed" in cli("topic", "delete", "orders", tty=True, code=130).err

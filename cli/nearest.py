@@ -1,0 +1,43 @@
+"""Which topic was probably meant."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+
+import click
+
+from logstore.cli.root import settings
+
+__all__ = ["meant", "topic_names"]
+
+
+def topic_names(context: click.Context | None) -> list[str]:
+    """Names of topics; none at all when that would start a server, take long or fail."""
+    chosen = settings(context)
+    dsn = chosen.dsn or os.environ.get("LOGSTORE_DSN")
+    try:
+        if dsn is None:
+            from logstore.cli.server import running_dsn
+
+            dsn = running_dsn()
+        if dsn is None:
+            return []
+        from logstore import Admin
+
+        with Admin(dsn, schema=chosen.schema, request_timeout_ms=2000) as admin:
+            return admin.list_topics()
+    except Exception:
+        # A completion that fails completes nothing: an error text would land in the middle of a command line.
+        return []
+
+
+def meant(error: BaseException, context: click.Context | None) -> str:
+    """``Did you mean 'orders'?`` when ``error`` is about a topic that is missing and one like it is there."""
+    details = getattr(error, "details", {})
+    topic = details.get("topic")
+    if type(error).__name__ != "UnknownTopicOrPartitionError" or not isinstance(topic, str):
+        return ""
+    names = topic_names(context)
+    near = [] if topic in names else get_close_matches(topic, names, n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
