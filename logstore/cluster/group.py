@@ -35,7 +35,6 @@ STOP_TIMEOUT_S: Final = 90.0
 SWITCHOVER_TIMEOUT_S: Final = 60.0
 _NEEDED_BYTES: Final = 200 << 20
 _TAKES_OVER_S: Final = 5.0
-_ASK_AGAIN_S: Final = 0.5
 """For so long whoever is not to lead stands still."""
 
 
@@ -392,8 +391,6 @@ class LocalCluster:
         """Let a follower lead: ``to``, or any that is in sync.  Answers who led and who leads now.
 
         Nothing acknowledged is lost: the leader stops, and the follower takes over when it has everything.
-        Within 20 s after etcd could not be reached this waits, while the leader goes on: until then followers
-        elect nobody (failsafe mode).
         Raises :class:`ClusterError` when ``to`` does not lead in the end.
         """
         plan, found = self.layout.read_plan(), self._running()
@@ -435,18 +432,8 @@ class LocalCluster:
         # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end; those
         # that are not to lead would wait for two seconds before they follow, and nobody would be in sync.
         others = [name for name in plan.members if name != to]
-        deadline = time.monotonic() + timeout_s
-        while True:
-            with processes.held_up([self.layout.place(name) for name in others]):
-                if not any(seen.failsafe for seen in rest.members_seen(plan, only=to).values()):
-                    self._hand_over(plan, leader, to, timeout_s)
-                    return
-            # The leader goes on meanwhile.
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{to} would not lead yet: {leader.name} could not reach etcd a moment ago."
-                )
-            time.sleep(_ASK_AGAIN_S)
+        with processes.held_up([self.layout.place(name) for name in others]):
+            self._hand_over(plan, leader, to, timeout_s)
 
     def _hand_over(self, plan: Plan, leader: MemberStatus, to: str, timeout_s: float) -> None:
         """Their Patroni stands still: see :meth:`_step_down`."""

@@ -6,6 +6,9 @@ more, and the key of the leader is its own, the key goes, and a follower is elec
 the lease, which Patroni does not let anybody make shorter than 20 s.  If PostgreSQL lives, nothing is done:
 Patroni is started again and finds it.
 
+A leader that could not reach etcd a moment ago has told the followers so, and they would hold to it for as
+long as that lease (failsafe mode): they are told that there is no such leader any more.
+
 Exits with 0 whether or not there was something to let go of, with 1 when etcd could not be asked.
 """
 
@@ -17,13 +20,18 @@ import json
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urljoin
 
 __all__ = ["main", "release"]
 
 _TIMEOUT_S: Final = 3.0
+_FOLLOWER_TIMEOUT_S: Final = 1.0
+_NOBODY: Final = {"name": "", "conn_url": "", "api_url": ""}
+"""A leader as another one's Patroni announces itself; without a name it is none."""
 
 
 def release(document: Mapping[str, Any], *, in_favour_of: str | None = None) -> bool | None:
@@ -32,33 +40,54 @@ def release(document: Mapping[str, Any], *, in_favour_of: str | None = None) -> 
     ``in_favour_of``: the member that is to lead, while it is well; for whoever knows that it has everything.
     Whether there was something to let go of; None when no etcd answered.
     """
-    if _lives(Path(document["postgresql"]["data_dir"])):
+    data = Path(document["postgresql"]["data_dir"])
+    if _lives(data):
         return False
     group = f"/{str(document.get('namespace') or 'service').strip('/')}/{document['scope']}"
-    key = f"{group}/leader"
-    orders: list[Any] = [{"requestDeleteRange": {"key": _text(key)}}]
-    if in_favour_of is not None:
-        # What Patroni keeps of a switchover that was asked of it.
-        said = json.dumps({"leader": document["name"], "member": in_favour_of})
-        orders.insert(0, {"requestPut": {"key": _text(f"{group}/failover"), "value": _text(said)}})
-    body = {
-        "compare": [
-            {"target": "VALUE", "result": "EQUAL", "key": _text(key), "value": _text(document["name"])}
-        ],
-        "success": orders,
-    }
     etcd = document["etcd3"]
     for host, port in _hosts(etcd):
         with (
             suppress(OSError, http.client.HTTPException, ValueError),
-            closing(_connection(etcd, host, port)) as c,
+            closing(_connection(etcd, host, port)) as connection,
         ):
-            headers = {"Content-Type": "application/json"}
-            if etcd.get("username"):
-                names = {"name": etcd["username"], "password": etcd.get("password", "")}
-                headers["Authorization"] = str(_post(c, "/v3/auth/authenticate", names, headers)["token"])
-            return bool(_post(c, "/v3/kv/txn", body, headers).get("succeeded"))
+            store = _Etcd(connection, etcd)
+            holder = store.get(f"{group}/leader")
+            # One that went on without etcd has lost the key to time, and is remembered all the same.
+            if holder != document["name"] and (holder is not None or _follows(data)):
+                return False
+            _disown(document, json.loads(store.get(f"{group}/failsafe") or "{}"), in_favour_of)
+            return holder is not None and store.let_go(group, document["name"], in_favour_of)
     return None
+
+
+def _follows(data: Path) -> bool:
+    """What was in this directory last did not lead."""
+    return (data / "standby.signal").exists() or not (data / "PG_VERSION").exists()
+
+
+def _disown(document: Mapping[str, Any], members: Mapping[str, str], only: str | None) -> None:
+    """Have the members' Patroni forget that this one said that it leads.
+
+    Before the key goes: its going is what wakes them.  Nobody is elected beside another leader that they
+    hear from: they ask each other first, and it tells them again within ``loop_wait``.
+    """
+    from patroni.request import PatroniRequest
+    from urllib3.exceptions import HTTPError
+
+    interface = dict(document.get("restapi") or {})
+    if names := interface.get("authentication"):
+        interface["auth"] = f"{names['username']}:{names['password']}"
+    ask = PatroniRequest({"ctl": document.get("ctl") or {}, "restapi": interface})
+    others = [url for name, url in members.items() if name != document["name"] and only in (None, name)]
+    patience: dict[str, Any] = {"timeout": _FOLLOWER_TIMEOUT_S, "retries": False}
+
+    def forget(url: str) -> None:
+        with suppress(HTTPError, ValueError):
+            if json.loads(ask.request("GET", url, **patience).data).get("failsafe_mode_is_active"):
+                ask.request("POST", urljoin(url, "failsafe"), _NOBODY, **patience)
+
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        list(pool.map(forget, others))
 
 
 def _lives(data: Path) -> bool:
@@ -88,16 +117,40 @@ def _connection(etcd: Mapping[str, Any], host: str, port: int) -> http.client.HT
     return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
 
 
-def _post(
-    connection: http.client.HTTPConnection, path: str, body: Any, headers: Mapping[str, str]
-) -> dict[str, Any]:
-    connection.request("POST", path, json.dumps(body), dict(headers))
-    answer = connection.getresponse()
-    text = answer.read()
-    if answer.status != 200:
-        raise ValueError(text)
-    found: dict[str, Any] = json.loads(text)
-    return found
+class _Etcd:
+    """What is asked of it, over its gateway for HTTP."""
+
+    def __init__(self, connection: http.client.HTTPConnection, settings: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._headers = {"Content-Type": "application/json"}
+        if settings.get("username"):
+            names = {"name": settings["username"], "password": settings.get("password", "")}
+            self._headers["Authorization"] = str(self._post("/v3/auth/authenticate", names)["token"])
+
+    def get(self, key: str) -> str | None:
+        """The value of a key; None: there is no such key."""
+        found = self._post("/v3/kv/range", {"key": _text(key)}).get("kvs")
+        return base64.b64decode(found[0]["value"]).decode() if found else None
+
+    def let_go(self, group: str, name: str, in_favour_of: str | None) -> bool:
+        """Delete the leader's key if it is still that of ``name``; whether it was."""
+        key = _text(f"{group}/leader")
+        orders: list[Any] = [{"requestDeleteRange": {"key": key}}]
+        if in_favour_of is not None:
+            # What Patroni keeps of a switchover that was asked of it.
+            said = json.dumps({"leader": name, "member": in_favour_of})
+            orders.insert(0, {"requestPut": {"key": _text(f"{group}/failover"), "value": _text(said)}})
+        compared = {"target": "VALUE", "result": "EQUAL", "key": key, "value": _text(name)}
+        return bool(self._post("/v3/kv/txn", {"compare": [compared], "success": orders}).get("succeeded"))
+
+    def _post(self, path: str, body: Any) -> dict[str, Any]:
+        self._connection.request("POST", path, json.dumps(body), self._headers)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            raise ValueError(text)
+        found: dict[str, Any] = json.loads(text)
+        return found
 
 
 def _text(value: str) -> str:

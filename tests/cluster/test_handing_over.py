@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
+import signal
+from contextlib import closing
+
 import pytest
 
 from logstore import Admin
 from logstore.cluster import LocalCluster, rest
-from logstore.cluster.layout import ETCD
+from logstore.cluster.layout import ETCD, HOST
+from tests.cluster.faults import signal_all
 from tests.cluster.load import PARTITIONS, load
-from tests.cluster.topology import PATIENCE_S, topology
+from tests.cluster.topology import PATIENCE_S, Topology, topology
 from tests.support.colours import Threads
 from tests.support.programs import eventually
 
 LEASE_S = 20.0
+ANSWER_S = 5.0
 
 
 @pytest.mark.timeout(300)
@@ -43,8 +51,9 @@ def test_a_switchover_is_short(cluster: LocalCluster, named: bool) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_switchover_after_etcd_was_out_of_reach_is_no_longer() -> None:
-    """Followers that hear from a leader without etcd elect nobody for 20 s: until then it goes on."""
+@pytest.mark.parametrize("how", ["hands over", "killed", "killed without its lease"])
+def test_a_leader_that_was_without_etcd_is_replaced_as_soon_as_any(how: str) -> None:
+    """Followers that hear from such a leader elect nobody for 20 s, unless they are told that it is dead."""
     with topology({"fsync": "off"}) as top:
         eventually(top.whole, "all are well", PATIENCE_S)
         leader, topic = top.leader(), "reached"
@@ -52,18 +61,37 @@ def test_a_switchover_after_etcd_was_out_of_reach_is_no_longer() -> None:
             admin.create_topic(topic, partitions=PARTITIONS, configs={"min.insync.replicas": "2"})
         top.relay.cut([(leader, ETCD)])
 
-        def on_its_own() -> bool:
+        def heard() -> bool:
             seen = rest.members_seen(top.plan)
             return all(seen[name].failsafe for name in top.members if name != leader and name in seen)
 
-        eventually(on_its_own, "the leader tells the followers that it goes on", PATIENCE_S)
+        eventually(heard, "the leader tells the followers that it goes on", PATIENCE_S)
+        if how == "killed without its lease":
+            eventually(lambda: led_by(top) is None, "its lease ends", PATIENCE_S)
+            # It would take it again.
+            signal_all(top.patroni(leader), signal.SIGSTOP)
         top.relay.heal()
-        eventually(top.whole, "all are well", PATIENCE_S)
+        if how != "killed without its lease":
+            eventually(top.whole, "all are well", PATIENCE_S)
+        assert heard()
         colour = Threads()
         with load(colour, top.dsn, topic, 8) as producers:
-            assert top.cluster.switchover(top.followers()[0])[0] == leader
+            if how == "hands over":
+                assert top.cluster.switchover(top.followers()[0])[0] == leader
+            else:
+                top.cluster.kill(leader)
+                eventually(lambda: top.leader() != leader, "another leads", PATIENCE_S)
             producers.advance()
         colour.close()
     silence = producers.longest_silence()
-    print(f"switchover after etcd was out of reach: no record was taken for {silence} s")
+    print(f"{how} after etcd was out of reach: no record was taken for {silence} s")
     assert silence < LEASE_S / 2
+
+
+def led_by(top: Topology) -> str | None:
+    """Who has the leader's key, as etcd says."""
+    with closing(http.client.HTTPConnection(HOST, top.plan.etcd_port, timeout=ANSWER_S)) as connection:
+        key = base64.b64encode(b"/logstore/logstore/leader").decode()
+        connection.request("POST", "/v3/kv/range", json.dumps({"key": key}))
+        found = json.load(connection.getresponse()).get("kvs")
+        return base64.b64decode(found[0]["value"]).decode() if found else None
