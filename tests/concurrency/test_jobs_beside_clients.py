@@ -67,6 +67,7 @@ def working(dsn: str) -> Iterator[None]:
     assert failed == []
 
 
+@pytest.mark.timeout(400)
 def test_no_append_and_no_read_waits_for_a_job(story: Story, long_version: bool) -> None:
     """Looked at between any two requests of the jobs: whatever locks they keep, nobody needs those."""
     waited: list[str] = []

@@ -394,6 +394,9 @@ def test_reading_goes_on_without_a_leader(colour: Colour) -> None:
         assert [record.value for record in read(reader, 3)] == values(3, 101)
         assert [record.value for record in read(other, 103)] == values(103, 1)
         eventually(reads_from(other, first), "nobody reads from a follower that is none")
+        # While there is somebody to tell: afterwards it takes them their time-outs.
+        reader.close()
+        other.close()
 
 
 def test_a_follower_with_another_history_is_left(colour: Colour) -> None:

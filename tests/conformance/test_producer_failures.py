@@ -239,6 +239,8 @@ def test_timestamp_that_the_topic_refuses_fails_the_batch(
 
 def test_full_buffer_keeps_send_waiting_and_then_fails_it(colour: Colour, database: str, topic: str) -> None:
     producer = colour.producer(database, buffer_memory=4000, max_block_ms=50, linger_ms=0)
+    # Which may take it longer, and is waited for as long.
+    eventually(lambda: succeeds(lambda: producer.partitions_for(topic)), "it knows the topic")
     futures = []
     with blocked(database, topic):
         with pytest.raises(BufferExhaustedError, match="4000 bytes stayed full for 50 ms"):
