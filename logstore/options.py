@@ -18,12 +18,19 @@ _KAFKAS: Final[Mapping[str, str]] = {
     "bootstrap_servers": "The broker is PostgreSQL: give its DSN, as in "
     'dsn="postgresql://user@host/database", or nothing for a server of your own.',
     "security_protocol": _IN_DSN,
-    "api_version": "There are no versions to choose from.",
+    "api_version": "There are no versions to choose from: leave it out.",
     "compression_type": "The server compresses: it is a config of the topic, compression.type.",
     "isolation_level": "Consumers read what is committed, always: leave it out.",
     "partition_assignment_strategy": 'It is group_remote_assignor here: "uniform" or "range".',
-    "auto_create_topics_enable": "Topics are made by Admin.create_topic() or `logstore topic create`.",
-}
+    "allow_auto_create_topics": "Topics are made by Admin.create_topic() or `logstore topic create`.",
+    "fetch_min_bytes": "A consumer that waits is woken by the commit of the next record: leave it out.",
+    **dict.fromkeys(
+        ("api_version_auto_timeout_ms", "check_crcs", "connections_max_idle_ms", "exclude_internal_topics",
+         "metric_reporters", "metrics_num_samples", "metrics_sample_window_ms", "receive_buffer_bytes",
+         "selector", "send_buffer_bytes", "socket_options"),
+        "There is nothing here that it would change: leave it out.",
+    ),
+}  # fmt: skip
 """What Kafka's clients have and these have not, and what to do instead."""
 
 Check = Callable[[str, Any], Any]

@@ -150,6 +150,8 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
                 await self._close_link()
                 await self._session.close()
 
+    stop = close
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

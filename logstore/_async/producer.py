@@ -321,6 +321,8 @@ class AsyncProducer(Transacting):
         else:
             await self._session.close()
 
+    stop = close
+
     async def partitions_for(self, topic: str) -> set[int]:
         """The partitions of ``topic``.  Raises UnknownTopicOrPartitionError, RequestTimedOutError."""
         check_target(topic, None)

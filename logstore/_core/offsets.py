@@ -43,6 +43,8 @@ def _offset(given: object) -> OffsetAndMetadata:
         given = OffsetAndMetadata(given)
     if not isinstance(given, tuple) or not 1 <= len(given) <= 3:
         raise InvalidArgumentError(f"An offset is an integer or OffsetAndMetadata, not {given!r}.")
+    if given[1:2] == (None,):  # as many programs for Kafka say that there is no metadata
+        given = (given[0], "", *given[2:])
     wanted = OffsetAndMetadata(*given)
     if isinstance(wanted.offset, bool) or not isinstance(wanted.offset, int) or wanted.offset < 0:
         raise InvalidArgumentError(f"An offset is an integer from 0, not {wanted.offset!r}.")

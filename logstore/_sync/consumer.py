@@ -151,6 +151,8 @@ class Consumer(Processing, KeyLookup, Measured):
                 self._close_link()
                 self._session.close()
 
+    stop = close
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -322,6 +322,8 @@ class Producer(Transacting):
         else:
             self._session.close()
 
+    stop = close
+
     def partitions_for(self, topic: str) -> set[int]:
         """The partitions of ``topic``.  Raises UnknownTopicOrPartitionError, RequestTimedOutError."""
         check_target(topic, None)

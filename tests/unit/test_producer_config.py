@@ -105,6 +105,8 @@ def test_what_only_kafkas_clients_have_is_refused_with_what_to_do_instead() -> N
         ("sasl_plain_username", "DSN"),
         ("compression.type", "topic"),
         ("isolation_level", "committed"),
+        ("fetch_min_bytes", "woken"),
+        ("connections_max_idle_ms", "leave it out"),
     ]:
         with pytest.raises(ConfigurationError, match=f"no option '{name}'") as caught:
             read(**{name: "x"})
