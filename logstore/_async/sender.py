@@ -226,6 +226,9 @@ class Sender:
                 throttle_ms,
             )
         self.accumulator.hindrance = "The producer's quota is used up." if throttle_ms > 0 else ""
+        if throttle_ms > 0:
+            # A transaction was told: a lane that has nothing to send is to ask when that is over.
+            self.work.notify_all()
 
     def finished(self) -> bool:
         """There is nothing left to do, nor will there be."""
