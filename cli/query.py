@@ -45,9 +45,9 @@ def connected(dsn: str, schema: str) -> Iterator[psycopg.Connection[tuple[Any, .
     """A connection inside a transaction; what the server or the driver says is raised as one of ours."""
     import psycopg
 
-    from logstore._core.dsn import connect_error, describe
     from logstore.conninfo import parameters_of
     from logstore.errors import InvalidArgumentError, LogstoreError, ServerError, from_server
+    from logstore.refusal import refusal
 
     parameters = parameters_of(dsn)
     parameters.setdefault("connect_timeout", 10)
@@ -55,10 +55,7 @@ def connected(dsn: str, schema: str) -> Iterator[psycopg.Connection[tuple[Any, .
     try:
         connection = psycopg.connect(psycopg.conninfo.make_conninfo("", **parameters), prepare_threshold=None)
     except psycopg.Error as error:
-        needs_password = error.pgconn is not None and bool(error.pgconn.needs_password)
-        raise connect_error(
-            describe(parameters), "28P01" if needs_password else error.sqlstate, str(error)
-        ) from error
+        raise refusal(parameters, error) from error
     try:
         with connection:
             connection.execute(search_path(schema, local=True))

@@ -424,6 +424,8 @@ class DuplicateSequenceError(LogstoreError):
 class AuthenticationFailedError(LogstoreError):
     """The server refused the user or the password."""
 
+    advice = "Both may be in the DSN; a password that is not, in PGPASSWORD or ~/.pgpass."
+
 
 class CertificateError(LogstoreError):
     """A certificate was not accepted: it has expired, is not the server's, or nobody vouches for it."""

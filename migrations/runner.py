@@ -18,8 +18,8 @@ from psycopg import sql
 
 from logstore import errors
 from logstore import schema as objects
-from logstore._core.dsn import connect_error, describe
 from logstore.conninfo import parameters_of
+from logstore.refusal import refusal
 
 __all__ = ["REQUIRED_REVISION", "SchemaStatus", "downgrade", "status", "upgrade"]
 
@@ -168,7 +168,7 @@ def _connection(dsn: str, schema: str) -> Iterator[Raw]:
             f"{schema!r} cannot be the log's schema: "
             f"a name has 1 to {_LONGEST_SCHEMA} bytes and does not begin with pg_."
         )
-    where = describe(parameters_of(dsn))
+    parameters = parameters_of(dsn)
     try:
         # Prepared statements would not survive a pooler.
         with psycopg.connect(dsn, prepare_threshold=None, application_name="logstore schema") as raw:
@@ -180,7 +180,7 @@ def _connection(dsn: str, schema: str) -> Iterator[Raw]:
             yield raw
     except psycopg.OperationalError as error:
         if error.sqlstate is None:
-            raise connect_error(where, None, str(error)) from error
+            raise refusal(parameters, error) from error
         raise _ours(error) from error
     except psycopg.Error as error:
         raise _ours(error) from error

@@ -22,7 +22,6 @@ BY_HAND = {
     "apart.py",
     "borrowed.py",
     "concurrency.py",
-    "diagnosis.py",
     "driver.py",
     "lent.py",
     "pushing.py",

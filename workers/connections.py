@@ -20,8 +20,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from logstore import errors
-from logstore._core.dsn import connect_error, describe
 from logstore.conninfo import parameters_of
+from logstore.refusal import refusal
 
 __all__ = ["Connection", "Limits", "drop_all", "opened", "owned"]
 
@@ -176,7 +176,6 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
     what else :func:`logstore.errors.from_server` makes of the server's errors.
     """
     parameters = parameters_of(dsn)
-    where = describe(parameters)
     parameters.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
     parameters.setdefault("application_name", f"logstore {job}")
     parameters.setdefault("gssencmode", "disable")
@@ -190,7 +189,7 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
         # Prepared statements would not survive a pooler.
         raw: Raw = psycopg.connect(make_conninfo("", **parameters), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
-        raise connect_error(where, error.sqlstate, str(error)) from error
+        raise refusal(parameters, error) from error
     with contextlib.closing(raw):
         try:
             connection = Connection(raw, schema, limits or Limits())

@@ -26,9 +26,8 @@ from psycopg.pq import ConnStatus, Format, TransactionStatus
 from logstore._core import outcome
 from logstore._core.arrays import ARRAYS
 from logstore._core.call import Call
-from logstore._core.dsn import KEEPALIVE, connect_error, describe
+from logstore._core.dsn import KEEPALIVE, describe
 from logstore._core.hosts import Access, Standing
-from logstore._sync.diagnosis import diagnosed
 from logstore._sync.pushing import pushed, rows_of
 from logstore.conninfo import parameters_of
 from logstore.errors import (
@@ -38,6 +37,7 @@ from logstore.errors import (
     LogstoreError,
     StaleSessionError,
 )
+from logstore.refusal import refusal
 
 __all__ = ["Connection", "own_cursor"]
 
@@ -148,14 +148,7 @@ class Connection:
                 prepare_threshold=None,
             )
         except psycopg.Error as error:
-            needs_password = error.pgconn is not None and bool(error.pgconn.needs_password)
-            sqlstate = "28P01" if needs_password else error.sqlstate
-            if sqlstate is None:
-                used_password = error.pgconn is not None and bool(error.pgconn.used_password)
-                known = diagnosed(where, parameters, used_password=used_password)
-                if known is not None:
-                    raise known from error
-            raise connect_error(where, sqlstate, str(error)) from error
+            raise refusal(parameters, error) from error
         connection = cls(raw, where)
         try:
             connection._recognise_pooler(timeout_s)

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.support.proxy import refusing_server
 
 
 def test_the_schema_is_installed_shown_and_removed(cli: Cli) -> None:
@@ -58,6 +59,19 @@ def test_a_server_that_does_not_answer_is_named_without_the_password(
     assert "127.0.0.1" in answer.err and str(port) in answer.err
     assert "s3cret" not in answer.err + answer.out
     assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("topic", "list"), ("sql", "SELECT 1"), ("db", "status"), ("worker", "run", "--once")]
+)
+def test_a_wrong_password_is_told_from_a_server_that_does_not_answer(
+    cli: Cli, command: tuple[str, ...]
+) -> None:
+    with refusing_server() as port:
+        dsn = f"postgresql://someone:s3cret@127.0.0.1:{port}/log?sslmode=disable"
+        answer = cli(*command, "--dsn", dsn, code=6)
+    assert f"127.0.0.1:{port}" in answer.err and "s3cret" not in answer.err
+    assert "PGPASSWORD" in answer.err
 
 
 def test_a_dsn_that_is_none_is_a_usage_error(cli: Cli) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from tests.support import servers
 from tests.support.appender import Appender
 from tests.support.colours import Colour
 from tests.support.log import records
-from tests.support.proxy import Proxy, silent_server
+from tests.support.proxy import Proxy, refusing_server, silent_server
 from tests.support.servers import Server
 from tests.support.several import running, together
 
@@ -41,28 +40,6 @@ def stranger() -> Iterator[Server]:
     """Another cluster."""
     with servers.embedded(stranger=True) as found:
         yield found
-
-
-@contextmanager
-def refusing_server() -> Iterator[int]:
-    """The port of a server that knows another password."""
-    fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0\0"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = listener.accept()
-                    with client:
-                        client.recv(4096)
-                        client.sendall(b"R" + struct.pack("!ii", 8, 3))  # the password, please
-                        client.recv(4096)
-                        client.sendall(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-        # Closing alone does not end an accept().
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

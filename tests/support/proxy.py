@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ["Fault", "Proxy", "silent_server"]
+__all__ = ["Fault", "Proxy", "refusing_server", "silent_server"]
 
 CHUNK: Final = 1 << 16
 
@@ -224,3 +224,25 @@ def silent_server() -> Iterator[int]:
     """The port of a server that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def refusing_server() -> Iterator[int]:
+    """The port of a server that knows another password."""
+    fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0\0"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(b"R" + struct.pack("!ii", 8, 3))  # the password, please
+                        client.recv(4096)
+                        client.sendall(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        # Closing alone does not end an accept().
+        listener.shutdown(socket.SHUT_RDWR)

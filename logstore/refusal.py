@@ -1,4 +1,4 @@
-"""Why a server did not let us in.  Only here: asyncpg says so itself.
+"""Why a server did not let psycopg in; asyncpg says so itself.
 
 When a connection does not come about, libpq says why in words, which nothing may branch on, and psycopg knows
 no more than that.  Where it matters (a password was used, or a certificate was to be checked) asyncpg is
@@ -13,16 +13,32 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-from logstore._core.dsn import asyncpg_arguments, certificate_refused, connect_error
+import psycopg
+
+from logstore._core.dsn import asyncpg_arguments, certificate_refused, connect_error, describe
 from logstore.errors import CertificateError, LogstoreError
 
-__all__ = ["diagnosed"]
+__all__ = ["refusal"]
 
 _TIMEOUT_S: Final = 5.0
 _CHECKED: Final = ("verify-ca", "verify-full")
 
 
-def diagnosed(where: str, parameters: Mapping[str, Any], *, used_password: bool) -> LogstoreError | None:
+def refusal(parameters: Mapping[str, Any], error: psycopg.Error) -> LogstoreError:
+    """The typed error for ``error``, which psycopg has raised instead of connecting with ``parameters``."""
+    where = describe(parameters)
+    sqlstate = error.sqlstate
+    if error.pgconn is not None and error.pgconn.needs_password:
+        sqlstate = "28P01"
+    if sqlstate is None:
+        used_password = error.pgconn is not None and bool(error.pgconn.used_password)
+        known = _diagnosed(where, parameters, used_password=used_password)
+        if known is not None:
+            return known
+    return connect_error(where, sqlstate, str(error))
+
+
+def _diagnosed(where: str, parameters: Mapping[str, Any], *, used_password: bool) -> LogstoreError | None:
     """The typed error for what keeps ``parameters``, of a DSN, from leading to a connection.
 
     None if that cannot be found out, or need not.
