@@ -88,8 +88,8 @@ clean: ## Remove .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo 'No Python >= 3.11 with the venv module was found (Debian: python3-venv); \
-	set PYTHON to one.' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with the venv module was found" \
+		"(Debian: python3-venv); set PYTHON to one." >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
