@@ -23,6 +23,7 @@ __all__ = [
     "Column",
     "console",
     "counted",
+    "fitting",
     "human_bytes",
     "human_count",
     "note",
@@ -35,6 +36,8 @@ __all__ = [
 
 UNBOUNDED: Final = 100_000
 """Columns of a terminal that is none: nothing is ever cut or folded in a pipe."""
+GAP: Final = 3
+"""Columns of a terminal between two columns of a table."""
 
 
 class Column:
@@ -57,21 +60,26 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=False, emoji=False, markup=False)
 
 
-def table(columns: Sequence[Column | str], rows: Iterable[Sequence[Any]]) -> Table:
+def table(
+    columns: Sequence[Column | str],
+    rows: Iterable[Sequence[Any]],
+    widths: Sequence[int | None] | None = None,
+) -> Table:
     """A table without any frame but a rule under the titles; None is shown as a dim dash."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
-    for column in columns:
+    for column, width in zip(columns, widths or [None] * len(columns), strict=True):
         column = Column(column) if isinstance(column, str) else column
         made.add_column(
             column.title,
             justify="right" if column.number else "left",
             style=column.style or "",
             overflow="fold",
-            no_wrap=column.number,
+            no_wrap=column.number and width is None,
+            width=width,
         )
     for row in rows:
         made.add_row(*(Text("-", style="dim") if cell is None else Text(str(cell)) for cell in row))
@@ -86,15 +94,58 @@ def print_rows(
     if not rows:
         click.echo(" " * indent + empty)
         return
-    made = table(columns, rows)
     out = console()
     if out.is_terminal:
         from rich.padding import Padding
 
-        out.print(Padding(made, (0, 0, 0, indent), expand=False))
+        titles = [column if isinstance(column, str) else column.title for column in columns]
+        widths = fitting(titles, rows, out.width - indent)
+        if widths is None:
+            _print_one_by_one(titles, rows, indent)
+        else:
+            out.print(Padding(table(columns, rows, widths), (0, 0, 0, indent), expand=False))
         return
-    for line in out.render_lines(made, pad=False):
+    for line in out.render_lines(table(columns, rows), pad=False):
         click.echo((" " * indent + "".join(segment.text for segment in line)).rstrip())
+
+
+def fitting(titles: Sequence[str], rows: Sequence[Sequence[Any]], room: int) -> list[int] | None:
+    """How wide each column may be, so that all are ``room`` wide together and no word is broken.
+
+    None: they cannot.
+    """
+    from rich.cells import cell_len
+
+    cells = [
+        [title, *("-" if row[at] is None else str(row[at]) for row in rows)]
+        for at, title in enumerate(titles)
+    ]
+    wanted = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in cells]
+    widths = [
+        max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in cells
+    ]
+    left = room - sum(widths) - GAP * (len(titles) - 1)
+    if left < 0:
+        return None
+    for at in sorted(range(len(titles)), key=lambda at: wanted[at] - widths[at]):
+        more = min(left, wanted[at] - widths[at])
+        widths[at] += more
+        left -= more
+    return widths
+
+
+def _print_one_by_one(titles: Sequence[str], rows: Sequence[Sequence[Any]], indent: int) -> None:
+    """What is too wide for a table, a column a line."""
+    width = max(map(len, titles))
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        for title, cell in zip(titles, row, strict=True):
+            click.echo(
+                " " * indent
+                + click.style(title.ljust(width), bold=True)
+                + f"  {'-' if cell is None else cell}"
+            )
 
 
 def print_json(document: Any) -> None:
