@@ -32,7 +32,6 @@ def test_columns_shrink_as_long_as_no_word_is_broken(room: int, widths: list[int
                 "job          failures   last result",
                 "─" * 42,
                 "drain               0   12 records drained",
-                "",
             ],
         ),
         (30, ["job          drain", "failures     0", "last result  12 records drained", ""]),
