@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
 from logstore._async.driver import Connection
-from logstore._async.outbox import Outbox
+from logstore._async.outbox import SEAT, Outbox
 from logstore._core.calls import Calls
 from logstore._core.pace import Pace
 from logstore.errors import ConfigurationError
@@ -65,6 +65,9 @@ class Waiting:
         if not self._listening:
             await self._connection.listen(self._calls.wake_channel, timeout_s=self._timeout_s)
             self._listening = True
+            if self.outbox.attendance.able:
+                # Whoever had the seat may have left it before we could be told.
+                self.outbox.heard([SEAT])
         known = set(self._announced)
         await self.not_waiting(known.difference(wanted))
         await self._connection.run(

@@ -9,7 +9,7 @@ from time import monotonic
 from logstore._core.calls import Calls
 from logstore._core.pace import Pace
 from logstore._sync.driver import Connection
-from logstore._sync.outbox import Outbox
+from logstore._sync.outbox import SEAT, Outbox
 from logstore.errors import ConfigurationError
 
 __all__ = ["Waiting"]
@@ -66,6 +66,9 @@ class Waiting:
         if not self._listening:
             self._connection.listen(self._calls.wake_channel, timeout_s=self._timeout_s)
             self._listening = True
+            if self.outbox.attendance.able:
+                # Whoever had the seat may have left it before we could be told.
+                self.outbox.heard([SEAT])
         known = set(self._announced)
         self.not_waiting(known.difference(wanted))
         self._connection.run(

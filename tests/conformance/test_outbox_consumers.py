@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ import psycopg
 import pytest
 
 from logstore import TopicPartition
+from logstore._core import attendance
 from tests.support.colours import Colour
 from tests.support.log import records, terminate, watch
+from tests.support.proxy import Proxy
 from tests.support.sqllog import wait_until
 
 SEATS = (
@@ -119,10 +122,36 @@ def test_somebody_else_takes_the_seat(colour: Colour, database: str, execute: Ca
 
 
 @pytest.mark.one_server
+def test_the_seat_is_left_before_anybody_listens(
+    colour: Colour, database: str, execute: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who did not get it, and is not told that it is free, looks again before it waits."""
+    monkeypatch.setattr(attendance, "UNDISTURBED_S", 600.0)
+    left = threading.Event()
+    with psycopg.connect(database, autocommit=True) as seated, Proxy(database) as proxy:
+
+        def leave(data: bytes, send: Callable[[], None]) -> None:
+            if b"LISTEN" in data and not left.is_set():
+                seated.execute("SELECT logstore.leave_staging()")
+                left.set()
+            send()
+
+        seated.execute("SELECT logstore.attend_staging()")
+        proxy.on_request = leave
+        consumer = colour.consumer("t", dsn=proxy.dsn, auto_offset_reset="earliest")
+        assert consumer.poll() == {}
+        assert left.wait(30)
+        execute("SELECT logstore.produce('t', 'k', 'v')")
+        assert read(consumer, 1) == [b"v"]
+        consumer.close()
+
+
+@pytest.mark.one_server
 def test_the_seat_is_taken_and_nothing_happens(
-    colour: Colour, database: str, execute: Callable[..., None]
+    colour: Colour, database: str, execute: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever has it is frozen, or hangs in the network: the others drain as well, if less often."""
+    monkeypatch.setattr(attendance, "UNDISTURBED_S", attendance.UNDISTURBED_S / 10)
     with psycopg.connect(database, autocommit=True) as frozen:
         frozen.execute("SELECT logstore.attend_staging(), logstore.arm_doorbell()")
         consumer = colour.consumer("t", dsn=database, auto_offset_reset="earliest")
