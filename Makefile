@@ -35,7 +35,7 @@ test: $(VENV)/.dev ## Everything that must hold: `make check`, then every test
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-all
-test-all: check ## The same on every server in both colours, with the long versions of tests (half an hour)
+test-all: check ## The same on every server in both colours, with the long versions of tests (a quarter of an hour)
 	$(PYTEST) --all $(ARGS)
 
 # Compiles the tests and what they import, once: the processes that run them all need it at the same time.
