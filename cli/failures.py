@@ -33,7 +33,7 @@ from typing import Final, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from logstore.cli.nearest import meant
+from logstore.cli.nearest import suggest
 from logstore.cli.root import settings
 from logstore.cli.streams import forget_stdout, prepare
 
@@ -184,7 +184,8 @@ def guarded(root: click.Group, argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             click.echo(redact("".join(traceback.format_exception(error)), argv).rstrip(), err=True)
-        return _report(redact(_sentences(_one_line(error), meant(error, context)), argv), exit_code(error))
+        suggest(error, context)
+        return _report(redact(_one_line(error), argv), exit_code(error))
     return OK
 
 

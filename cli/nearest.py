@@ -8,8 +8,9 @@ from difflib import get_close_matches
 import click
 
 from logstore.cli.root import settings
+from logstore.errors import UnknownTopicOrPartitionError
 
-__all__ = ["meant", "topic_names"]
+__all__ = ["suggest", "topic_names"]
 
 
 def topic_names(context: click.Context | None) -> list[str]:
@@ -32,12 +33,12 @@ def topic_names(context: click.Context | None) -> list[str]:
         return []
 
 
-def meant(error: BaseException, context: click.Context | None) -> str:
-    """``Did you mean 'orders'?`` when ``error`` is about a topic that is missing and one like it is there."""
-    details = getattr(error, "details", {})
-    topic = details.get("topic")
-    if type(error).__name__ != "UnknownTopicOrPartitionError" or not isinstance(topic, str):
-        return ""
+def suggest(error: BaseException, context: click.Context | None) -> None:
+    """Lets ``error``, if it is about a topic that is missing and one like it is there, advise that one."""
+    topic = getattr(error, "details", {}).get("topic")
+    if not isinstance(error, UnknownTopicOrPartitionError) or not isinstance(topic, str):
+        return
     names = topic_names(context)
     near = [] if topic in names else get_close_matches(topic, names, n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
+    if near:
+        error.advice = f"Did you mean {near[0]!r}?"
