@@ -436,6 +436,8 @@ class CertificateError(LogstoreError):
 class AuthorizationFailedError(LogstoreError):
     """The user may not do this."""
 
+    advice = "Whoever owns the log can grant it."
+
 
 class SchemaError(LogstoreError):
     """The database's logstore schema does not fit this client."""
