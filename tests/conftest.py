@@ -8,8 +8,10 @@ marked ``one_server``.
 
 What that would come to is too much for everybody's `make test`, so there:
 
-* A conformance test runs on the chosen server in both colours, and every second one in one colour on
-  PostgreSQL 15 or behind PgBouncer: servers differ in SQL, the colours in their drivers.
+* A conformance test runs on the chosen server in one colour, and every second one in the other colour on
+  PostgreSQL 15 or behind PgBouncer; those marked ``both_colours``, of what is written by hand for each
+  (drivers, threads and tasks, waiting, borrowed connections), run in both.  Everything else of one colour is
+  generated from the other.
 * A test of ``sql`` or ``migration`` runs on PostgreSQL 15 or on the chosen server, where all others run.
 * Tests marked ``every_server`` run on all of them: those of what the planner does, of locks and of DDL.  What
   is about the pooler itself asks for ``pgbouncer_dsn``.
@@ -23,6 +25,7 @@ Tests marked ``long`` begin first, or the last of them would run alone at the en
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -36,7 +39,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import lengths, prepared, servers
+from tests.support import lengths, log, prepared, servers
 from tests.support.colours import Asyncio, Threads
 from tests.support.pgbouncer import pgbouncer
 from tests.support.prestarted import prestarted
@@ -64,6 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Nothing of what collecting makes is garbage, and looking for it takes a third of the time.
+    gc.disable()
     # Hundreds of processes are started: none should compile all its modules again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
@@ -92,6 +97,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database", KINDS, indirect=True)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [] if config.getoption("everything") else [item for item in items if _redundant(item)]
@@ -115,11 +125,13 @@ def _redundant(item: pytest.Item) -> bool:
     if release is not None:
         both_are_there = item.config.getoption("--postgres") == "embedded" and _postgres15_is_there()
         return both_are_there and not everywhere and release != KINDS[number % 2]
+    ours_first = number // 2 % 2
     if kind in (None, "postgres"):
-        return False
+        both = CONFORMANCE not in item.path.parents or item.get_closest_marker("both_colours") is not None
+        return not both and colour is COLOURS[1 - ours_first]
     if not everywhere and (kind != KINDS[1 + number % 2] or number // 4 % 2):
         return True
-    return colour in COLOURS and colour is not COLOURS[number // 2 % 2]
+    return colour is COLOURS[ours_first]
 
 
 def _long_ones_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
@@ -235,6 +247,7 @@ def pgbouncer_dsn(pooled: Server) -> Iterator[str]:
 def _fresh(server: Server, *, migrated: bool = True, like: str | None = None) -> Iterator[str]:
     dsn = server.create(migrated=False, like=like) if like else server.create(migrated=migrated)
     try:
-        yield dsn
+        with log.kept(dsn):
+            yield dsn
     finally:
         server.drop(dsn)

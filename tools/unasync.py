@@ -11,6 +11,7 @@ import difflib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,16 +52,16 @@ def translate(text: str, used: set[str]) -> str:
     return text
 
 
-def tidy(text: str, path: Path) -> str:
+def tidy(files: dict[Path, str]) -> dict[Path, str]:
     """Sorted and wrapped as ruff wants it: shorter words make shorter lines."""
-    ruff = (sys.executable, "-m", "ruff")
-    for command in (
-        (*ruff, "check", "--quiet", "--fix-only", "--select", "I", "--stdin-filename", str(path), "-"),
-        (*ruff, "format", "--quiet", "--stdin-filename", str(path), "-"),
-    ):
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=ROOT)
-        text = done.stdout
-    return text
+    with tempfile.TemporaryDirectory() as name:
+        drafts = {path: Path(name) / path.name for path in files}
+        for path, text in files.items():
+            drafts[path].write_text(text, encoding="utf-8")
+        for order in (["check", "--fix-only", "--select", "I"], ["format"]):
+            ruff = [sys.executable, "-m", "ruff", *order, "--quiet", "--no-cache"]
+            subprocess.run([*ruff, "--config", ROOT / "pyproject.toml", name], check=True, cwd=ROOT)
+        return {path: draft.read_text(encoding="utf-8") for path, draft in drafts.items()}
 
 
 def generate() -> dict[Path, str]:
@@ -71,11 +72,11 @@ def generate() -> dict[Path, str]:
         if source.name not in BY_HAND:
             target = TARGET / source.name
             text = translate(source.read_text(encoding="utf-8"), used)
-            files[target] = tidy(HEADER.format(name=source.name) + text, target)
+            files[target] = HEADER.format(name=source.name) + text
     unused = [pattern for pattern, _ in RULES if pattern not in used]
     if unused:
         raise ValueError(f"rules that nothing uses: {unused}")
-    return files
+    return tidy(files)
 
 
 def stale(files: dict[Path, str]) -> list[str]:

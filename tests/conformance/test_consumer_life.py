@@ -26,6 +26,8 @@ from tests.support.colours import Colour
 from tests.support.programs import eventually
 from tests.support.reading import ENOUGH_MS, read
 
+pytestmark = pytest.mark.both_colours
+
 TP = TopicPartition("t", 0)
 
 

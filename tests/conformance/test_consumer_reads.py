@@ -10,6 +10,8 @@ from tests.support.appender import Appender, values
 from tests.support.colours import Colour
 from tests.support.reading import ENOUGH_MS, read
 
+pytestmark = pytest.mark.both_colours
+
 TP = TopicPartition("t", 0)
 
 

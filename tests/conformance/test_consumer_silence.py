@@ -13,7 +13,7 @@ from tests.support.programs import eventually
 from tests.support.proxy import Fault, Proxy
 from tests.support.reading import read
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 
 @pytest.fixture

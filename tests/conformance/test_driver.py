@@ -31,7 +31,7 @@ from tests.support.log import terminate
 from tests.support.programs import eventually
 from tests.support.proxy import Proxy, silent_server
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 LONG_S = 60.0
 

@@ -28,7 +28,7 @@ from tests.support.appender import Appender, values
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 ENOUGH_MS = 30_000
 

@@ -29,7 +29,7 @@ from tests.support.colours import Asyncio, Colour
 from tests.support.log import records
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 
 @pytest.fixture(autouse=True)

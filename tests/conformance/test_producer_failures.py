@@ -33,7 +33,7 @@ from tests.support.log import blocked, records, terminate, waiting_for_a_lock
 from tests.support.programs import eventually
 from tests.support.proxy import Proxy, silent_server
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 ENOUGH_S = 60.0
 IMPATIENT: dict[str, Any] = {"request_timeout_ms": 400, "delivery_timeout_ms": 500, "linger_ms": 0}

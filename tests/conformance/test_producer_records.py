@@ -17,6 +17,8 @@ from tests.support.appender import Appender
 from tests.support.colours import Colour
 from tests.support.log import Written, records, watch
 
+pytestmark = pytest.mark.both_colours
+
 ENOUGH_S = 60.0
 
 

@@ -32,7 +32,7 @@ from tests.support.proxy import Proxy, refusing_server, silent_server
 from tests.support.servers import Server
 from tests.support.several import running, together
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.both_colours]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
-__all__ = ["Written", "blocked", "records", "terminate", "waiting_for_a_lock", "watch"]
+__all__ = ["Written", "blocked", "kept", "records", "terminate", "waiting_for_a_lock", "watch"]
 
 
 class Written(NamedTuple):
@@ -20,23 +22,55 @@ class Written(NamedTuple):
     value: bytes | None
 
 
+_kept: dict[str, list[psycopg.Connection[TupleRow]]] = {}
+"""Sessions that nobody uses at the moment, by the DSNs of which some are kept."""
+
+
+@contextmanager
+def kept(dsn: str) -> Iterator[None]:
+    """Inside, whoever looks there again needs no new connection: most tests do, and it is most of a look."""
+    _kept[dsn] = []
+    try:
+        yield
+    finally:
+        for session in _kept.pop(dsn):
+            session.close()
+
+
 def records(dsn: str, topic: str) -> list[Written]:
     """Every record of ``topic``, by partition and offset."""
-    with psycopg.connect(dsn) as connection:
-        rows = connection.execute(
-            'SELECT partition, "offset", key, value FROM logstore.records WHERE topic = %s '
-            'ORDER BY partition, "offset"',
-            [topic],
-            binary=True,
-        )
-        return [Written(*row) for row in rows]
+    rows = _execute(
+        dsn,
+        'SELECT partition, "offset", key, value FROM logstore.records WHERE topic = %s '
+        'ORDER BY partition, "offset"',
+        [topic],
+        binary=True,
+    )
+    return [Written(*row) for row in rows]
 
 
 def watch(dsn: str, sql: str, *arguments: Any) -> Any:
     """The first column of the first row of a query."""
-    with psycopg.connect(dsn) as connection:
-        row = connection.execute(sql, arguments).fetchone()
-        return None if row is None else row[0]
+    row = _execute(dsn, sql, arguments).fetchone()
+    return None if row is None else row[0]
+
+
+def _execute(dsn: str, sql: str, arguments: Sequence[Any], *, binary: bool = False) -> Cursor[TupleRow]:
+    known = _kept.get(dsn)
+    session = known.pop() if known else psycopg.connect(dsn, autocommit=True)
+    try:
+        return session.execute(sql.encode(), arguments, binary=binary)
+    except psycopg.OperationalError:
+        if not (known is not None and session.closed):
+            raise
+        # A test had the server end its sessions.
+        session = psycopg.connect(dsn, autocommit=True)
+        return session.execute(sql.encode(), arguments, binary=binary)
+    finally:
+        if known is None or dsn not in _kept:
+            session.close()
+        else:
+            known.append(session)
 
 
 @contextmanager
