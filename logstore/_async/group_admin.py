@@ -133,7 +133,9 @@ class GroupAdmin:
         for (with ``OffsetReset.to_offsets``, those it names).
         """
         if not isinstance(reset, OffsetReset):
-            raise InvalidArgumentError(f"reset is an OffsetReset, as OffsetReset.earliest(), not {reset!r}.")
+            raise InvalidArgumentError(
+                f"reset is an OffsetReset, as OffsetReset.to_earliest() is, not {reset!r}."
+            )
         committed = await self.list_group_offsets(group)
         wanted = await self._wanted(reset, partitions, topics, committed)
         starts = await self.list_offsets(dict.fromkeys(wanted, EARLIEST))

@@ -132,7 +132,9 @@ class GroupAdmin:
         for (with ``OffsetReset.to_offsets``, those it names).
         """
         if not isinstance(reset, OffsetReset):
-            raise InvalidArgumentError(f"reset is an OffsetReset, as OffsetReset.earliest(), not {reset!r}.")
+            raise InvalidArgumentError(
+                f"reset is an OffsetReset, as OffsetReset.to_earliest() is, not {reset!r}."
+            )
         committed = self.list_group_offsets(group)
         wanted = self._wanted(reset, partitions, topics, committed)
         starts = self.list_offsets(dict.fromkeys(wanted, EARLIEST))

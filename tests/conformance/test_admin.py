@@ -78,8 +78,9 @@ def test_create_refuses(colour: Colour, database: str) -> None:
     for configs in ({"retention.ms": "soon"}, {"no.such.config": "1"}, {"segment.bytes": 1}):
         with pytest.raises(InvalidConfigError):
             admin.create_topic("u", configs=configs)
-    with pytest.raises(InvalidArgumentError):
-        admin.create_topic("u", configs={"retention.ms": None})
+    for wrong in ({"retention.ms": None}, ["retention.ms"]):
+        with pytest.raises(InvalidArgumentError):
+            admin.create_topic("u", configs=wrong)
     assert admin.list_topics() == ["t"]
 
 

@@ -114,6 +114,10 @@ def test_nothing_to_read(colour: Colour, database: str, topic: Appender) -> None
         consumer.poll()
     consumer.subscribe(["t"])
     assert consumer.poll() == {}
+    with pytest.raises(InvalidArgumentError, match="timeout_ms"):
+        consumer.poll(timeout_ms="soon")
+    with pytest.raises(InvalidTopicError):
+        consumer.subscribe([["t"]])
     consumer.seek_to_beginning()
     assert len(read(consumer, 20)) == 20
     consumer.unsubscribe()

@@ -117,6 +117,8 @@ def test_offsets_are_reset(admin: Any, log: Appender, reset: OffsetReset, target
 def test_resets_that_make_no_sense(admin: Any, log: Appender) -> None:
     with pytest.raises(InvalidArgumentError):
         admin.plan_offset_reset("g", OffsetReset.shift_by(1), [TP])
+    with pytest.raises(InvalidArgumentError, match=r"OffsetReset\.to_earliest"):
+        admin.plan_offset_reset("g", "earliest", [TP])
     with pytest.raises(UnknownTopicOrPartitionError):
         admin.plan_offset_reset("g", OffsetReset.to_earliest(), topics=["nothing"])
     with pytest.raises(UnknownTopicOrPartitionError):
