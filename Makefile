@@ -31,7 +31,11 @@ demo: $(VENV)/.runtime ## Run 10,000 real HTTP requests through a log, end to en
 
 .PHONY: test
 test: $(VENV)/.dev ## Everything that must hold: `make check`, then every test
-	@$(MAKE) --no-print-directory --jobs=2 check .collected
+	@$(MAKE) --no-print-directory --jobs=2 check .tests
+
+# Beside the checks: those use one core.
+.PHONY: .tests
+.tests: .collected
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-all
