@@ -116,4 +116,5 @@ class ReplicaFinder:
             connection.abort()
             raise
         names = {*said, str(host.parameters.get("host") or ""), host.place}
-        return Replica(host, connection, info, self._rack in names, min(round_trips))
+        in_rack = self._rack is not None and self._rack in names
+        return Replica(host, connection, info, in_rack, min(round_trips))

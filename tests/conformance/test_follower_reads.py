@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,7 @@ from logstore.errors import ConfigurationError, IllegalStateError, RequestTimedO
 from tests.support.appender import Appender, values
 from tests.support.colours import Colour
 from tests.support.programs import eventually
+from tests.support.proxy import Proxy
 from tests.support.reading import ENOUGH_MS, read
 from tests.support.several import running, together
 from tests.support.sqllog import value
@@ -59,6 +61,10 @@ def consumer(colour: Colour, group: Group, topic: str) -> Consumers:
         )
 
     return make
+
+
+FAR_S = 0.03
+"""A round trip to a server that is far away."""
 
 
 def reads_from(consumer: Any, node: Node) -> Callable[[], bool]:
@@ -144,11 +150,30 @@ def test_the_nearest_server_may_be_the_leader(consumer: Consumers, group: Group)
     assert not of_follower(reader)
     other = consumer(read_from="nearest", client_rack="s1")
     eventually(reads_from(other, group.followers[0]), "the follower of the rack is the nearest")
-    nowhere = consumer(read_from="nearest", client_rack="elsewhere")
-    eventually(
-        lambda: of_follower(nowhere) or nowhere._fetcher.replica._finder.leader_is_nearest,
-        "some server is the nearest",
-    )
+
+
+@pytest.mark.parametrize("near", ["p", "s1", "s2"])
+@pytest.mark.parametrize("rack", [None, "elsewhere"])
+def test_without_a_server_of_the_rack_the_shortest_way_wins(
+    colour: Colour, group: Group, topic: str, near: str, rack: str | None
+) -> None:
+    def far(data: bytes, pass_on: Callable[[], None]) -> None:
+        threading.Event().wait(FAR_S)
+        pass_on()
+
+    with ExitStack() as here:
+        dsns = []
+        for node in group.nodes:
+            proxy = here.enter_context(Proxy(node.dsn))
+            proxy.on_request = None if node.name == near else far
+            dsns.append(node.dsn if node.name == near else proxy.dsn)
+        here.callback(lambda: reader.close())
+        reader = colour.consumer(topic, dsn=together(*dsns), read_from="nearest", client_rack=rack)
+        if near == "p":
+            eventually(lambda: reader._fetcher.replica._finder.leader_is_nearest, "the leader is the nearest")
+            assert not of_follower(reader)
+        else:
+            eventually(reads_from(reader, group.node(near)), f"{near} is the nearest")
 
 
 def test_the_rack_is_what_the_server_is_configured_with(consumer: Consumers, group: Group) -> None:
