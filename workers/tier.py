@@ -102,7 +102,8 @@ def run_once(
     stop = stop or threading.Event()
     tally = _Tally()
     failed: LogstoreError | None = None
-    with opened(dsn, schema, "tier") as control:
+    # It waits as long as a file takes to be written.
+    with opened(dsn, schema, "tier", Limits(idle_timeout_ms=CLAIM_IDLE_MS)) as control:
         topics = control.rows("SELECT topic_id, name, copies, url FROM {}.tiered_topics()")
         for topic_id, name, copies, url in topics:
             if stop.is_set() or (deleted and name is not None) or (topic is not None and name != topic):

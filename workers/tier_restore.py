@@ -12,8 +12,8 @@ from logstore._core.tier_calls import RemoteFile, TierCalls
 from logstore._sync.driver import Connection as Writing
 from logstore.errors import InvalidArgumentError, LockTimeoutError, UnknownTopicOrPartitionError
 from logstore.tier.files import Reader
-from logstore.workers.connections import Connection, opened
-from logstore.workers.tier import FILE_COLUMNS, claimed, file_of
+from logstore.workers.connections import Connection, Limits, opened
+from logstore.workers.tier import CLAIM_IDLE_MS, FILE_COLUMNS, claimed, file_of
 
 __all__ = ["Restored", "restore"]
 
@@ -62,7 +62,7 @@ def restore(
         raise InvalidArgumentError("An offset and a time to keep are not negative.")
     stop = stop or threading.Event()
     files = records = offsets = 0
-    with opened(dsn, schema, "tier restore") as control:
+    with opened(dsn, schema, "tier restore", Limits(idle_timeout_ms=CLAIM_IDLE_MS)) as control:
         topic_id = _topic(control, topic, partition)
         with claimed(dsn, schema, topic_id) as claim:
             if claim is None:

@@ -16,6 +16,7 @@ import pytest
 from logstore import Consumer, TopicPartition
 from logstore.embedded import binaries
 from logstore.errors import OffsetOutOfRangeError
+from logstore.workers import connections
 from tests.support import audit, jobs
 from tests.support.log_story import JOBS, TOPICS, Story, connect, goes_on, told
 from tests.support.log_view import visible
@@ -68,8 +69,13 @@ def working(dsn: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(400)
-def test_no_append_and_no_read_waits_for_a_job(story: Story, long_version: bool) -> None:
+def test_no_append_and_no_read_waits_for_a_job(
+    story: Story, long_version: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looked at between any two requests of the jobs: whatever locks they keep, nobody needs those."""
+    # Looking may take longer, on a busy machine, than a job may be idle.
+    assert connections.Limits.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(connections.Limits.__init__.__kwdefaults__, "idle_timeout_ms", 120_000)
     waited: list[str] = []
     turn = threading.Lock()
     requests = 0

@@ -13,7 +13,7 @@ import pytest
 import logstore
 from logstore.errors import ConfigurationError, OffsetOutOfRangeError, RemoteFileError, RemoteStorageError
 from logstore.tier import files, store
-from logstore.workers import reclaim, retention, tier
+from logstore.workers import connections, reclaim, retention, roll, tier, tier_restore
 from tests.support import objectstore
 from tests.support.appender import Appender
 from tests.support.clock import DAY_MS, Clock
@@ -49,6 +49,18 @@ def test_copies_then_lets_go(make_log: Callable[..., TieredLog], tmp_path: Path)
     assert came_to.segments > 1
     reclaim.run_once(log.dsn)
     assert everything(log) == log.everything()
+
+
+def test_a_store_may_take_longer_than_a_session_may_be_idle(
+    make_log: Callable[..., TieredLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make_log(local_retention_ms="0").fill()
+    roll.run_once(log.dsn)
+    # Every other job's would be ended between any two statements.
+    assert connections.Limits.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(connections.Limits.__init__.__kwdefaults__, "idle_timeout_ms", 1)
+    assert tier.run_once(log.dsn).files > 2
+    assert tier_restore.restore(log.dsn, "t").files > 2
 
 
 def test_space_is_given_back(make_log: Callable[..., TieredLog]) -> None:
