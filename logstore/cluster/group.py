@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from logstore import migrations
 from logstore.cluster import configuration, processes, rest
 from logstore.cluster.layout import ETCD, HOST, Layout, Plan, places, unusable
 from logstore.cluster.orders import Orders, Report
-from logstore.cluster.release import release
+from logstore.cluster.release import in_sync, release
 from logstore.cluster.state import ClusterStatus, MemberStatus, Phase
 from logstore.embedded.home import DATABASE, OWNER, SUPERUSER, Lock, tail, wait_until
 from logstore.errors import ClusterError
@@ -34,6 +34,7 @@ START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 90.0
 SWITCHOVER_TIMEOUT_S: Final = 60.0
 _NEEDED_BYTES: Final = 200 << 20
+_ASK_AGAIN_S: Final = 0.5
 _TAKES_OVER_S: Final = 5.0
 """For so long whoever is not to lead stands still."""
 
@@ -405,7 +406,7 @@ class LocalCluster:
         if not candidates:
             raise ClusterError("No follower is in sync: nobody can take over.")
         # Whoever is named need not be elected.
-        self._step_down(plan, before, to or candidates[0], timeout_s)
+        self._step_down(plan, before, [to] if to else candidates, timeout_s)
 
         def done() -> bool:
             leader = self.status().leader
@@ -418,10 +419,13 @@ class LocalCluster:
             raise ClusterError(f"{before.name} handed over to {after.name}: {to} did not have everything.")
         return before.name, after.name if after else to or ""
 
-    def _step_down(self, plan: Plan, leader: MemberStatus, to: str, timeout_s: float) -> None:
+    def _step_down(
+        self, plan: Plan, leader: MemberStatus, candidates: Sequence[str], timeout_s: float
+    ) -> None:
         """Stop the leader's PostgreSQL, which sends its followers everything before it ends, and let go of
-        its key, in favour of ``to`` if that has everything: Patroni elects another at once, and starts the
-        old one as a follower.  Patroni's own switchover takes some seconds longer.
+        its key, in favour of the first candidate that is in sync if that has everything: Patroni elects
+        another at once, and starts the old one as a follower.  Patroni's own switchover takes some seconds
+        longer.
         """
         try:
             with psycopg.connect(self.layout.member_dsn(plan, leader.name), autocommit=True) as connection:
@@ -429,11 +433,26 @@ class LocalCluster:
                 connection.execute("CHECKPOINT")
         except psycopg.Error as error:
             raise ClusterError(f"The leader {leader.name} does not answer: {error}") from error
-        # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end; those
-        # that are not to lead would wait for two seconds before they follow, and nobody would be in sync.
-        others = [name for name in plan.members if name != to]
-        with processes.held_up([self.layout.place(name) for name in others]):
-            self._hand_over(plan, leader, to, timeout_s)
+        document = json.loads(self.layout.place(leader.name).configuration.read_text())
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # Its Patroni would let go of the key in favour of anybody, were it to see its PostgreSQL end;
+            # those that are not to lead would wait for two seconds before they follow, and nobody would be in
+            # sync.  And while the leader's stands still, nobody else comes into sync, or falls out.
+            with processes.held_up([self.layout.place(leader.name)]):
+                able = in_sync(document) or ()
+                to = next((name for name in candidates if name in able), None)
+                if to is not None:
+                    others = [name for name in plan.members if name not in (to, leader.name)]
+                    with processes.held_up([self.layout.place(name) for name in others]):
+                        self._hand_over(plan, leader, to, timeout_s)
+                    return
+            # The leader goes on meanwhile: a moment ago the members still took one of them to be in sync.
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{' and '.join(candidates)} cannot lead: etcd does not say that they are in sync."
+                )
+            time.sleep(_ASK_AGAIN_S)
 
     def _hand_over(self, plan: Plan, leader: MemberStatus, to: str, timeout_s: float) -> None:
         """Their Patroni stands still: see :meth:`_step_down`."""

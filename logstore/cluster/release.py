@@ -19,14 +19,16 @@ import http.client
 import json
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin
 
-__all__ = ["main", "release"]
+__all__ = ["in_sync", "main", "release"]
+
+T = TypeVar("T")
 
 _TIMEOUT_S: Final = 3.0
 _FOLLOWER_TIMEOUT_S: Final = 1.0
@@ -40,24 +42,29 @@ def release(document: Mapping[str, Any], *, in_favour_of: str | None = None) -> 
     ``in_favour_of``: the member that is to lead, while it is well; for whoever knows that it has everything.
     Whether there was something to let go of; None when no etcd answered.
     """
-    data = Path(document["postgresql"]["data_dir"])
+    data, name = Path(document["postgresql"]["data_dir"]), document["name"]
     if _lives(data):
         return False
-    group = f"/{str(document.get('namespace') or 'service').strip('/')}/{document['scope']}"
-    etcd = document["etcd3"]
-    for host, port in _hosts(etcd):
-        with (
-            suppress(OSError, http.client.HTTPException, ValueError),
-            closing(_connection(etcd, host, port)) as connection,
-        ):
-            store = _Etcd(connection, etcd)
-            holder = store.get(f"{group}/leader")
-            # One that went on without etcd has lost the key to time, and is remembered all the same.
-            if holder != document["name"] and (holder is not None or _follows(data)):
-                return False
-            _disown(document, json.loads(store.get(f"{group}/failsafe") or "{}"), in_favour_of)
-            return holder is not None and store.let_go(group, document["name"], in_favour_of)
-    return None
+
+    def let_go(store: _Etcd) -> bool:
+        holder = store.get("leader")
+        # One that went on without etcd has lost the key to time, and is remembered all the same.
+        if holder != name and (holder is not None or _follows(data)):
+            return False
+        # One that Patroni does not count among those in sync would be waited for, and never elected.
+        favoured = in_favour_of if in_favour_of in store.in_sync() else None
+        _disown(document, json.loads(store.get("failsafe") or "{}"), favoured)
+        return holder is not None and store.let_go(name, favoured)
+
+    return _ask(document, let_go)
+
+
+def in_sync(document: Mapping[str, Any]) -> frozenset[str] | None:
+    """The followers that may be elected, as etcd has it; None when no etcd answered.
+
+    ``document`` is the configuration of any member's Patroni, which itself may know an older state.
+    """
+    return _ask(document, _Etcd.in_sync)
 
 
 def _follows(data: Path) -> bool:
@@ -101,6 +108,19 @@ def _lives(data: Path) -> bool:
     return False
 
 
+def _ask(document: Mapping[str, Any], question: Callable[[_Etcd], T]) -> T | None:
+    """The answer of the first etcd that gives one."""
+    etcd = document["etcd3"]
+    group = f"/{str(document.get('namespace') or 'service').strip('/')}/{document['scope']}"
+    for host, port in _hosts(etcd):
+        with (
+            suppress(OSError, http.client.HTTPException, ValueError),
+            closing(_connection(etcd, host, port)) as connection,
+        ):
+            return question(_Etcd(connection, etcd, group))
+    return None
+
+
 def _hosts(etcd: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     found = etcd.get("hosts") or etcd.get("host") or "127.0.0.1:2379"
     for each in found.split(",") if isinstance(found, str) else found:
@@ -118,30 +138,40 @@ def _connection(etcd: Mapping[str, Any], host: str, port: int) -> http.client.HT
 
 
 class _Etcd:
-    """What is asked of it, over its gateway for HTTP."""
+    """What is asked of it about a group, over its gateway for HTTP."""
 
-    def __init__(self, connection: http.client.HTTPConnection, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, connection: http.client.HTTPConnection, settings: Mapping[str, Any], group: str
+    ) -> None:
         self._connection = connection
+        self._group = group
         self._headers = {"Content-Type": "application/json"}
         if settings.get("username"):
             names = {"name": settings["username"], "password": settings.get("password", "")}
             self._headers["Authorization"] = str(self._post("/v3/auth/authenticate", names)["token"])
 
-    def get(self, key: str) -> str | None:
-        """The value of a key; None: there is no such key."""
-        found = self._post("/v3/kv/range", {"key": _text(key)}).get("kvs")
+    def get(self, name: str) -> str | None:
+        """The value of a key of the group; None: there is no such key."""
+        found = self._post("/v3/kv/range", {"key": self._key(name)}).get("kvs")
         return base64.b64decode(found[0]["value"]).decode() if found else None
 
-    def let_go(self, group: str, name: str, in_favour_of: str | None) -> bool:
+    def in_sync(self) -> frozenset[str]:
+        listed = json.loads(self.get("sync") or "{}").get("sync_standby") or ""
+        return frozenset(filter(None, listed.split(",")))
+
+    def let_go(self, name: str, in_favour_of: str | None) -> bool:
         """Delete the leader's key if it is still that of ``name``; whether it was."""
-        key = _text(f"{group}/leader")
+        key = self._key("leader")
         orders: list[Any] = [{"requestDeleteRange": {"key": key}}]
         if in_favour_of is not None:
             # What Patroni keeps of a switchover that was asked of it.
             said = json.dumps({"leader": name, "member": in_favour_of})
-            orders.insert(0, {"requestPut": {"key": _text(f"{group}/failover"), "value": _text(said)}})
+            orders.insert(0, {"requestPut": {"key": self._key("failover"), "value": _text(said)}})
         compared = {"target": "VALUE", "result": "EQUAL", "key": key, "value": _text(name)}
         return bool(self._post("/v3/kv/txn", {"compare": [compared], "success": orders}).get("succeeded"))
+
+    def _key(self, name: str) -> str:
+        return _text(f"{self._group}/{name}")
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
         self._connection.request("POST", path, json.dumps(body), self._headers)

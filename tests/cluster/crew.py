@@ -33,7 +33,8 @@ from tests.history.workload import ACTORS
 
 __all__ = ["Crew", "Hand", "spy"]
 
-LOOKS_APART_S: Final = 0.1
+LOOKS_APART: Final = 3
+"""A spy lets a sender send so many records between two looks."""
 MANY_BYTES: Final = 1 << 20
 JOIN_S: Final = 260.0
 
@@ -43,14 +44,15 @@ def spy(plan: Plan, name: str, stop: Stop) -> None:
     recorder = Recorder(plan.path, name)
     positions = dict.fromkeys(range(plan.partitions), 0)
     node = name.rpartition("@")[2].partition(".")[0]
+    apart_s = LOOKS_APART * plan.pause_s
     while not stop.is_set():
         with (
             contextlib.suppress(LogstoreError),
             closing(Connection.open(plan.dsn, timeout_s=2, application_name="spy")) as connection,
         ):
-            while not stop.wait(LOOKS_APART_S):
+            while not stop.wait(apart_s):
                 _look(connection, plan, recorder, positions, node)
-        stop.wait(LOOKS_APART_S)
+        stop.wait(apart_s)
     recorder.close()
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
 import signal
-from contextlib import closing
 
 import pytest
 
 from logstore import Admin
 from logstore.cluster import LocalCluster, rest
-from logstore.cluster.layout import ETCD, HOST
+from logstore.cluster.layout import ETCD
+from tests.cluster import keys
 from tests.cluster.faults import signal_all
 from tests.cluster.load import PARTITIONS, load
-from tests.cluster.topology import PATIENCE_S, Topology, topology
+from tests.cluster.topology import PATIENCE_S, topology
 from tests.support.colours import Threads
 from tests.support.programs import eventually
 
 LEASE_S = 20.0
-ANSWER_S = 5.0
 
 
 @pytest.mark.timeout(300)
@@ -67,7 +63,7 @@ def test_a_leader_that_was_without_etcd_is_replaced_as_soon_as_any(how: str) -> 
 
         eventually(heard, "the leader tells the followers that it goes on", PATIENCE_S)
         if how == "killed without its lease":
-            eventually(lambda: led_by(top) is None, "its lease ends", PATIENCE_S)
+            eventually(lambda: keys.get(top.plan, "leader") is None, "its lease ends", PATIENCE_S)
             # It would take it again.
             signal_all(top.patroni(leader), signal.SIGSTOP)
         top.relay.heal()
@@ -86,12 +82,3 @@ def test_a_leader_that_was_without_etcd_is_replaced_as_soon_as_any(how: str) -> 
     silence = producers.longest_silence()
     print(f"{how} after etcd was out of reach: no record was taken for {silence} s")
     assert silence < LEASE_S / 2
-
-
-def led_by(top: Topology) -> str | None:
-    """Who has the leader's key, as etcd says."""
-    with closing(http.client.HTTPConnection(HOST, top.plan.etcd_port, timeout=ANSWER_S)) as connection:
-        key = base64.b64encode(b"/logstore/logstore/leader").decode()
-        connection.request("POST", "/v3/kv/range", json.dumps({"key": key}))
-        found = json.load(connection.getresponse()).get("kvs")
-        return base64.b64decode(found[0]["value"]).decode() if found else None
