@@ -13,8 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is imported is compiled then: a tenth of what pip would compile.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
-# Four at a time on two cores: many tests wait for a server most of the time.  Each has servers of its own.
-JOBS ?= 4
+# Five at a time on two cores: many tests wait for a server most of the time.  Each has servers of its own.
+JOBS ?= 5
 # Hundreds of processes are started: none should compile all its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
