@@ -1,20 +1,25 @@
-"""Which topic was probably meant."""
+"""What the log knows, for a shell that completes a name and for an error that advises one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import click
 
 from logstore.cli.root import settings
 from logstore.errors import UnknownTopicOrPartitionError
 
-__all__ = ["suggest", "topic_names"]
+if TYPE_CHECKING:
+    from logstore import Admin
+
+__all__ = ["asked", "suggest", "topic_names"]
 
 
-def topic_names(context: click.Context | None) -> list[str]:
-    """Names of topics; none at all when that would start a server, take long or fail."""
+def asked(context: click.Context | None, question: Callable[[Admin], list[str]]) -> list[str]:
+    """Names that the log is asked for; none at all when that would start a server, take long or fail."""
     chosen = settings(context)
     dsn = chosen.dsn or os.environ.get("LOGSTORE_DSN")
     try:
@@ -27,10 +32,15 @@ def topic_names(context: click.Context | None) -> list[str]:
         from logstore import Admin
 
         with Admin(dsn, schema=chosen.schema, request_timeout_ms=2000) as admin:
-            return admin.list_topics()
+            return question(admin)
     except Exception:
         # A completion that fails completes nothing: an error text would land in the middle of a command line.
         return []
+
+
+def topic_names(context: click.Context | None) -> list[str]:
+    """Names of topics, as :func:`asked` gives them."""
+    return asked(context, lambda admin: admin.list_topics())
 
 
 def suggest(error: BaseException, context: click.Context | None) -> None:
