@@ -19,6 +19,8 @@ import pytest
 from tests.cli.conftest import Cli, Process
 from tests.support.servers import PREFIX
 
+pytestmark = pytest.mark.long
+
 Start = Callable[..., Process]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.cluster.storm import Storm, run
 
+pytestmark = pytest.mark.long
+
 SHORT = Storm(
     seed=1,
     fixed=("members cut", "clocks stepped", "waits cancelled and leader killed"),

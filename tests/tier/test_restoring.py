@@ -20,6 +20,8 @@ from logstore.workers import erasure, reclaim, roll, tier, tier_restore
 from tests.support.clock import DAY_MS, Clock
 from tests.support.tiered import START_MS, TieredLog, shape
 
+pytestmark = pytest.mark.long
+
 
 def everything(log: TieredLog) -> list[Any]:
     return [shape(record) for record in logstore.read("t", dsn=log.dsn)]

@@ -20,6 +20,8 @@ from tests.support.log import watch
 from tests.support.programs import REPOSITORY, eventually
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 SLEEPING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
     "AND query LIKE '%%measure_topics%%' AND pid <> pg_backend_pid()"
