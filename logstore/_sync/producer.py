@@ -276,11 +276,14 @@ class Producer(Transacting):
         By then its callbacks have returned, too.
 
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).
-        Raises RequestTimedOutError when it is over; the records stay on their way.
+        Raises RequestTimedOutError when it is over; the records stay on their way.  Raises
+        InvalidArgumentError when it is no number.
         """
         self._check_usable()
         if self._sender.is_current:
             raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
+            raise InvalidArgumentError(f"timeout is a number of seconds, or None, not {timeout!r}.")
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
             waiting = self._accumulator.incomplete()

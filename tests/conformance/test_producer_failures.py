@@ -526,3 +526,10 @@ def test_unused_connection_that_was_lost_costs_nothing(colour: Colour, database:
     with psycopg.connect(database) as connection:
         row = connection.execute("SELECT count(*) FROM logstore.records").fetchone()
     assert row == (2,)
+
+
+def test_flush_waits_for_seconds_and_nothing_else(colour: Colour, database: str) -> None:
+    producer = colour.producer(database)
+    for wrong in ("soon", True):
+        with pytest.raises(InvalidArgumentError, match="a number of seconds"):
+            producer.flush(timeout=wrong)
