@@ -89,7 +89,8 @@ def _disown(document: Mapping[str, Any], members: Mapping[str, str], only: str |
     patience: dict[str, Any] = {"timeout": _FOLLOWER_TIMEOUT_S, "retries": False}
 
     def forget(url: str) -> None:
-        with suppress(HTTPError, ValueError):
+        # Whether or not that can be said, the key is to go.
+        with suppress(HTTPError, OSError, ValueError):
             if json.loads(ask.request("GET", url, **patience).data).get("failsafe_mode_is_active"):
                 ask.request("POST", urljoin(url, "failsafe"), _NOBODY, **patience)
 
