@@ -344,12 +344,16 @@ def _log() -> Iterator[str]:
 
 
 def _leave() -> None:
-    """A thread that is stuck, as a server or a file system does not answer, must not keep the process."""
+    """A thread that is stuck, as a server or a file system does not answer, must not keep the process.
+
+    Nor a daemon thread: the scheduler's pool starts its threads from one, so they are daemons too, and yet
+    Python waits for those of a pool.
+    """
     import os
 
     deadline = time.monotonic() + 0.5
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 sys.stderr.flush()

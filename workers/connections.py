@@ -128,11 +128,7 @@ class Connection:
 
     def drop(self) -> None:
         """Break the connection, whatever it is doing.  Any thread may call it."""
-        with (
-            contextlib.suppress(OSError, psycopg.Error),
-            socket.socket(fileno=os.dup(self.raw.pgconn.socket)) as copy,
-        ):
-            copy.shutdown(socket.SHUT_RDWR)
+        _drop(self.raw)
 
     def _run(self, query: LiteralString, args: tuple[Any, ...]) -> list[Row]:
         text = sql.SQL(query).format(*[self._name] * query.count("{}"))
@@ -152,7 +148,8 @@ class Connection:
             raise _ours(error) from error
 
 
-_open: weakref.WeakKeyDictionary[Connection, object] = weakref.WeakKeyDictionary()
+_open: weakref.WeakKeyDictionary[Raw, object] = weakref.WeakKeyDictionary()
+"""Every connection of this process's jobs, from before its first statement on, with its owner."""
 _guard = threading.Lock()
 _of_thread = threading.local()
 
@@ -160,11 +157,12 @@ _of_thread = threading.local()
 @contextlib.contextmanager
 def owned(owner: object) -> Iterator[None]:
     """What this thread opens inside is ``owner``'s, for :func:`drop_all`."""
+    before = getattr(_of_thread, "owner", None)
     _of_thread.owner = owner
     try:
         yield
     finally:
-        _of_thread.owner = None
+        _of_thread.owner = before
 
 
 @contextlib.contextmanager
@@ -191,17 +189,17 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
     except psycopg.Error as error:
         raise refusal(parameters, error) from error
     with contextlib.closing(raw):
-        try:
-            connection = Connection(raw, schema, limits or Limits())
-        except psycopg.Error as error:
-            raise _ours(error) from error
         with _guard:
-            _open[connection] = getattr(_of_thread, "owner", None)
+            _open[raw] = getattr(_of_thread, "owner", None)
         try:
+            try:
+                connection = Connection(raw, schema, limits or Limits())
+            except psycopg.Error as error:
+                raise _ours(error) from error
             yield connection
         finally:
             with _guard:
-                _open.pop(connection, None)
+                _open.pop(raw, None)
 
 
 def drop_all(*, of: object = None, but: Connection | None = None) -> int:
@@ -210,14 +208,16 @@ def drop_all(*, of: object = None, but: Connection | None = None) -> int:
     ``of``: only those of this owner.
     """
     with _guard:
-        found = [
-            connection
-            for connection, owner in _open.items()
-            if connection is not but and (of is None or owner is of)
-        ]
-    for connection in found:
-        connection.drop()
+        spared = None if but is None else but.raw
+        found = [raw for raw, owner in _open.items() if raw is not spared and (of is None or owner is of)]
+    for raw in found:
+        _drop(raw)
     return len(found)
+
+
+def _drop(raw: Raw) -> None:
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.pgconn.socket)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 def _ours(error: psycopg.Error) -> errors.LogstoreError:

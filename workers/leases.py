@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, Final, LiteralString
 
 from logstore.errors import LogstoreError
-from logstore.workers.connections import Connection, Limits, opened
+from logstore.workers.connections import Connection, Limits, drop_all, opened, owned
 
 __all__ = ["LEASE_S", "Leases", "Standing"]
 
@@ -102,9 +102,8 @@ class Leases:
 
     def drop(self) -> None:
         """Break the connection, so that whoever waits for an answer gets an error."""
-        connection = self.connection
-        if connection is not None:
-            connection.drop()
+        # Also one that is being opened, and has no name here yet.
+        drop_all(of=self)
 
     def leave(self) -> None:
         """Take this worker out of the list, and let go of everything; then close the connection."""
@@ -133,18 +132,22 @@ class Leases:
     @contextlib.contextmanager
     def _served(self) -> Iterator[Connection]:
         with self._lock:
-            if self.connection is None:
-                # A session that idles between two beats is no sign that anything is wrong.
-                limits = Limits(statement_timeout_ms=5_000, lock_timeout_ms=2_000, idle_timeout_ms=0)
-                self.connection = self._stack.enter_context(opened(self._dsn, self._schema, "worker", limits))
             self._asked_at = time.monotonic()
             try:
-                yield self.connection
+                yield self.connection or self._opened()
             except LogstoreError:
                 self._close()
                 raise
             finally:
                 self._asked_at = None
+
+    def _opened(self) -> Connection:
+        # A session that idles between two beats is no sign that anything is wrong.
+        limits = Limits(statement_timeout_ms=5_000, lock_timeout_ms=2_000, idle_timeout_ms=0)
+        with owned(self):
+            found = self._stack.enter_context(opened(self._dsn, self._schema, "worker", limits))
+        self.connection = found
+        return found
 
 
 def _ms(interval_s: float) -> int:

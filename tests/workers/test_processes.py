@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.log import watch
 from tests.support.programs import REPOSITORY, eventually
+from tests.support.proxy import Fault, Proxy
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.long
@@ -128,6 +129,19 @@ def test_told_to_end_while_the_server_does_not_answer(server: Server, database: 
         finally:
             os.kill(backend, signal.SIGCONT)
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize("sent", [b"user", b"pg_backend_pid()"], ids=["connecting", "first statement"])
+def test_told_to_end_while_it_waits_for_a_new_connection(database: str, sent: bytes) -> None:
+    with Proxy(database) as proxy:
+        # Spare the look at the schema, before it begins.
+        proxy.strike(Fault.SILENCE, sent, after=1 if sent == b"user" else 0)
+        with worker(proxy.dsn, "--only", "statistics") as process:
+            eventually(lambda: proxy.cuts == 1, "the server is silent")
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert "ends" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

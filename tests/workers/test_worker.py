@@ -29,6 +29,7 @@ from logstore.workers.schedule import Every, Schedule
 from logstore.workers.worker import Worker
 from tests.support.log import watch
 from tests.support.programs import eventually
+from tests.support.proxy import Fault, Proxy
 from tests.support.servers import Server
 
 
@@ -325,6 +326,18 @@ def test_a_server_that_does_not_answer_is_taken_for_gone(
             eventually(lambda: worker.tallies["job"].runs > runs + 1, "more runs, on another connection")
         finally:
             os.kill(backend, signal.SIGCONT)
+
+
+def test_a_server_that_does_not_answer_a_new_connection_is_taken_for_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HUNG_S", 0.2)
+    monkeypatch.setattr(module, "LONGEST_SILENCE_S", 0.1)
+    with Proxy(bench.dsn) as proxy:
+        proxy.strike(Fault.SILENCE, b"pg_backend_pid()")
+        with Bench(proxy.dsn).working(job("job", lambda *_: Came())) as worker:
+            eventually(lambda: worker.tallies["job"].runs >= 1, "a run, on another connection")
+        assert proxy.cuts == 1
 
 
 def test_once(bench: Bench) -> None:
