@@ -7,6 +7,7 @@ seen above.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections import deque
@@ -255,6 +256,10 @@ class Connection:
         if self.closed:
             operation.close()
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        if committing and self._ended():
+            operation.close()
+            self.abort()
+            raise outcome.connection_lost("", committing=False, where=self.dsn_for_display)
         self._doubtful = None
         task = asyncio.ensure_future(operation)
         self.busy_since = monotonic()
@@ -298,6 +303,16 @@ class Connection:
         if committing and self._doubtful is not None:
             raise outcome.connection_lost(self._doubtful, committing=True, where=where)
         return result
+
+    def _ended(self) -> bool:
+        """The server closed the connection while nobody used it."""
+        transport = self._raw._transport
+        end = transport.get_extra_info("socket") if transport is not None else None
+        if end is None or end.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(end.fileno(), outcome.ENDED)
+        return bool(poll.poll(0))
 
     async def _drop(self, task: asyncio.Future[Any]) -> None:
         self.abort()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import select
+from typing import Final
+
 from logstore.errors import (
     ConnectionFailedError,
     LogstoreError,
@@ -11,7 +14,13 @@ from logstore.errors import (
     from_server,
 )
 
-__all__ = ["connection_lost", "cut_short", "refused", "timed_out"]
+__all__ = ["ENDED", "connection_lost", "cut_short", "refused", "timed_out"]
+
+ENDED: Final = getattr(select, "POLLRDHUP", 0)
+"""What to poll a socket for that the server may have closed; where there is no such event, POLLHUP comes.
+
+Asked before something is committed: a request that was never made is no unknown outcome.
+"""
 
 _CUT_SHORT = frozenset({"01000", "57P01"})
 

@@ -323,6 +323,9 @@ class Connection:
         raw = self._raw
         if self.closed:
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
+        if committing and self._ended():
+            raw.close()
+            raise outcome.connection_lost("", committing=False, where=self.dsn_for_display)
         self.busy_since = time.monotonic()
         raw.deadline = None if timeout_s is None else self.busy_since + timeout_s
         self._doubtful = None
@@ -341,6 +344,12 @@ class Connection:
         if committing and self._doubtful is not None:
             raise outcome.connection_lost(self._doubtful, committing=True, where=self.dsn_for_display)
         return rows
+
+    def _ended(self) -> bool:
+        """The server closed the connection while nobody used it."""
+        poll = select.poll()
+        poll.register(self._raw.pgconn.socket, outcome.ENDED)
+        return bool(poll.poll(0))
 
     def _translate(self, error: psycopg.Error, timeout_s: float | None, committing: bool) -> LogstoreError:
         where = self.dsn_for_display

@@ -203,11 +203,13 @@ def test_connection_that_ends_during_a_statement(
     assert connection.closed
 
 
-def test_connection_that_ended_while_idle(colour: Colour, database: str) -> None:
+@pytest.mark.parametrize("writes", [False, True])
+def test_connection_that_ended_while_idle(colour: Colour, database: str, writes: bool) -> None:
+    """It is known that nothing was written."""
     connection = colour.connection(database, application_name="victim")
     terminate(database, "victim")
     with pytest.raises(ConnectionFailedError):
-        connection.run(call("SELECT 1"), timeout_s=LONG_S)
+        connection.run(call("SELECT 1", writes=writes), timeout_s=LONG_S)
     assert connection.closed
     with pytest.raises(ConnectionFailedError):
         connection.run(call("SELECT 1"))
