@@ -1,19 +1,19 @@
 """Local clusters for tests.
 
 ``make test`` runs :mod:`test_smoke` and :mod:`test_short_storm` only, ``make test-cluster``, which sets
-LOGSTORE_TEST_CLUSTER, the rest too.
+LOGSTORE_TEST_CLUSTER, the rest too.  No cluster outlives the process that made it, whatever ends that.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from logstore.cluster import LocalCluster
+from tests.cluster.guardian import guarded
 from tests.support.colours import Asyncio, Colour, Threads
 from tests.support.servers import make_directory
 
@@ -27,13 +27,10 @@ SETTINGS = {"fsync": "off", "shared_buffers": "32MB"}
 def shared_cluster() -> Iterator[LocalCluster]:
     """A cluster of three that several tests hurt, one after the other."""
     home = make_directory()
-    cluster = LocalCluster(home)
-    try:
+    with guarded(home):
+        cluster = LocalCluster(home)
         cluster.up(3, SETTINGS)
         yield cluster
-    finally:
-        cluster.down(remove=True)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
@@ -48,11 +45,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory for a cluster of the test's own, stopped and removed afterwards."""
     directory = make_directory()
     monkeypatch.setenv("LOGSTORE_HOME", str(directory))
-    try:
+    with guarded(directory):
         yield directory
-    finally:
-        LocalCluster(directory).down(remove=True)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(params=[Threads, Asyncio], ids=["threads", "asyncio"])
