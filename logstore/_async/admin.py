@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from logstore._async.concurrency import Mutex, start_at_once
 from logstore._async.driver import Connection
@@ -27,6 +26,7 @@ from logstore._core.replica_calls import ReplicaCalls
 from logstore._core.share_calls import ShareCalls
 from logstore._core.topic_name import check_topic_name
 from logstore._core.transaction_calls import TransactionCalls
+from logstore.admin_config import AdminConfig, AdminOptions
 from logstore.errors import (
     ClientClosedError,
     ConnectionFailedError,
@@ -34,9 +34,12 @@ from logstore.errors import (
     InvalidArgumentError,
     UnknownTopicOrPartitionError,
 )
-from logstore.options import number, read_options, text
+from logstore.options import read_options
 from logstore.records import OffsetAndTimestamp, TopicPartition
 from logstore.topics import ConfigEntry, NewTopic, TopicDescription
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 __all__ = ["AsyncAdmin"]
 
@@ -46,20 +49,12 @@ IDLE_S = 5.0
 """A connection that was not used for this long is tried before something is written over it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Config:
-    schema: str = text("logstore")
-    client_id: str = text("logstore-admin")
-    request_timeout_ms: int = number(30_000, 1)
-
-
 class AsyncAdmin(ErasureAdmin, GroupAdmin, QuotaAdmin, ReplicaAdmin, ShareAdmin, TransactionAdmin):
     """Creates, describes, alters and deletes topics and groups, and sets quotas.
 
     ``dsn``: a libpq URI or key/value string; by default ``LOGSTORE_DSN``, else the embedded
-    server.  ``schema``: the database schema of the log (default "logstore").  ``client_id``: the connection's
-    ``application_name``. ``request_timeout_ms``: how long the server may take to accept a connection or to
-    answer (default 30,000).
+    server.  ``options``: see :class:`~logstore.admin_config.AdminConfig`; the constructor raises
+    ConfigurationError for those that do not fit.
 
     Each method is one transaction: it happens as a whole or not at all.  Connecting raises
     ConnectionFailedError, SchemaMissingError, SchemaVersionError or UnsupportedServerError; a connection
@@ -67,17 +62,8 @@ class AsyncAdmin(ErasureAdmin, GroupAdmin, QuotaAdmin, ReplicaAdmin, ShareAdmin,
     whether it happened.  Several threads (or tasks) may share one admin client; they take turns.
     """
 
-    def __init__(
-        self,
-        dsn: str | None = None,
-        *,
-        schema: str = "logstore",
-        client_id: str = "logstore-admin",
-        request_timeout_ms: int = 30_000,
-    ) -> None:
-        config = read_options(
-            _Config, {"schema": schema, "client_id": client_id, "request_timeout_ms": request_timeout_ms}
-        )
+    def __init__(self, dsn: str | None = None, **options: Unpack[AdminOptions]) -> None:
+        config = read_options(AdminConfig, options, elsewhere=("dsn",))
         self._pid = os.getpid()
         self._timeout_s = config.request_timeout_ms / 1000
         self._session = Session(

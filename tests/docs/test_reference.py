@@ -15,6 +15,7 @@ import pytest
 
 import logstore.cli.failures
 from logstore import Admin, Consumer, Producer
+from logstore.admin_config import AdminConfig
 from logstore.config import ProducerConfig
 from logstore.consumer_config import ConsumerConfig
 from tests.docs import reference_tables
@@ -34,12 +35,12 @@ def compare(page: str, name: str, table: str) -> None:
     assert found[1].strip() == table, f"{page}: run `WRITE_REFERENCE=1 pytest tests/docs`"
 
 
-def test_producer_options() -> None:
-    compare("producer.md", "options", reference_tables.options(ProducerConfig))
-
-
-def test_consumer_options() -> None:
-    compare("consumer.md", "options", reference_tables.options(ConsumerConfig))
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [("producer.md", ProducerConfig), ("consumer.md", ConsumerConfig), ("admin.md", AdminConfig)],
+)
+def test_options(page: str, kind: type[Any]) -> None:
+    compare(page, "options", reference_tables.options(kind))
 
 
 @pytest.mark.parametrize(
