@@ -66,7 +66,8 @@ def test_nobody_is_waited_for_who_would_not_be_elected(cluster: LocalCluster) ->
             assert in_sync(document) == frozenset({able})
             processes.kill(leader)
             assert release(document, in_favour_of=unable)
-        assert keys.get(plan, "failover") is None
+        # Patroni leaves an empty one behind where one was named earlier.
+        assert not json.loads(keys.get(plan, "failover") or "{}")
         eventually(lambda: rest.members_seen(plan)[able].leads, f"{able} leads", ENOUGH_S)
     finally:
         os.kill(found.supervisor_pid, signal.SIGCONT)
