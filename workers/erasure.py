@@ -9,7 +9,7 @@ from typing import Final
 
 from logstore.errors import RequestTimedOutError
 from logstore.workers.connections import Connection, opened
-from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, advance
+from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, Advance, advance
 
 __all__ = ["Erased", "run_once"]
 
@@ -105,7 +105,7 @@ class _Run:
         while connection.value("SELECT more FROM {}.roll_for_erasure(%s)", topic_id):
             if self._stop.is_set():
                 return
-        if not self._advance():
+        if not self._advance().finished:
             self.more = True
             return
         while (segment := self._next()) is not None:
@@ -113,14 +113,15 @@ class _Run:
                 self.more = True
                 return
             if self._holds(segment):
-                before = self._found()
                 if not connection.value("SELECT {}.start_rewrite(%s, 'erase', %s)", topic_id, [segment]):
                     return  # somebody else has the topic's guard
-                if not self._advance():
+                came_to = self._advance()
+                if not came_to.finished:
                     self.more = True
                     return
                 self.rewritten += 1
-                self.searched += [each for each in self._found() if each not in before]
+                # It has none of these keys. Any other segment that is closed by now has to be searched.
+                self.searched += came_to.filled
             else:
                 self.searched.append(segment)
         self.finished = int(
@@ -129,13 +130,10 @@ class _Run:
 
     def _next(self) -> int | None:
         """The oldest closed segment that may have the keys and has not been searched."""
-        return next((segment for segment in self._found() if segment not in self.searched), None)
-
-    def _found(self) -> list[int]:
         rows = self._connection.rows(
             "SELECT segment FROM {}.leaves_to_search(%s) WHERE closed", self._topic_id
         )
-        return [segment for (segment,) in rows]
+        return next((segment for (segment,) in rows if segment not in self.searched), None)
 
     def _holds(self, segment: int) -> bool:
         try:
@@ -143,7 +141,7 @@ class _Run:
         except RequestTimedOutError:
             return True  # it is too large for one statement; writing it anew goes by steps
 
-    def _advance(self) -> bool:
+    def _advance(self) -> Advance:
         """Finish what is under way in the topic, whatever it is."""
         return advance(
             self._connection,
@@ -152,4 +150,4 @@ class _Run:
             stop=self._stop,
             duty=self._duty,
             max_records=self._max_records,
-        ).finished
+        )

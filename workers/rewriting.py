@@ -28,6 +28,8 @@ class Advance:
     steps: int
     finished: bool
     """Nothing is under way any more."""
+    filled: tuple[int, ...] = ()
+    """The segments that were put in the place of others."""
 
 
 def advance(
@@ -44,21 +46,30 @@ def advance(
     Each step is a transaction; one that cannot have a lock is for the next run.  ``duty``: from above 0 to 1.
     """
     read = steps = 0
+    filled: list[int] = []
     while time.monotonic() < until and not stop.is_set():
         began = time.monotonic()
         try:
+            # The target as it was before the step: afterwards nobody knows it any more.
             step = connection.row(
-                "SELECT phase, records, finished FROM {}.rewrite_step(%s, %s)", topic_id, max_records
+                "SELECT s.phase, s.records, s.finished,"
+                " (SELECT r.target FROM {}.rewrite r WHERE r.topic_id = %s)"
+                " FROM {}.rewrite_step(%s, %s) s",
+                topic_id,
+                topic_id,
+                max_records,
             )
         except LockTimeoutError:
             break
         assert step is not None
-        phase, records, finished = step
+        phase, records, finished, target = step
         if phase == "busy":
             break
         steps += 1
         read += records
+        if phase == "swap" and target is not None:
+            filled.append(target)
         if finished:
-            return Advance(read, steps, True)
+            return Advance(read, steps, True, tuple(filled))
         stop.wait((time.monotonic() - began) * (1 / duty - 1))
-    return Advance(read, steps, False)
+    return Advance(read, steps, False, tuple(filled))

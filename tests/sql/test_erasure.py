@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 
-from logstore.workers import compaction, erasure, reclaim
+from logstore.workers import compaction, erasure, reclaim, rewriting
 from tests.support.clock import Clock
 from tests.support.compacting import all_records, audit, close_segments, compact, create, keyed, start
 from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
@@ -142,6 +143,36 @@ def test_what_is_asked_for_during_a_search_is_for_the_next(session: Session, log
     assert rows(session, "SELECT state FROM erasures ORDER BY 1") == [("finished",), ("pending",)]
     assert erasure.run_once(log_dsn).rewritten == 1
     assert [record[2] for record in all_records(session)] == [b"b"]
+
+
+def test_a_segment_that_is_closed_during_a_search_is_searched_too(
+    session: Session, log_dsn: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody had its partition locked, and lets go while another segment is written anew."""
+    topic_id = create(session, partitions=2, cleanup_policy="delete")
+    keyed(session, topic_id, a="1", b="1")
+    close_segments(session, topic_id)
+    keyed(session, topic_id, 1, a="2", b="2")
+    slow = connect()
+    slow.execute("BEGIN")
+    append(slow, topic_id, [b"3"], 1, keys=[b"c"])
+    session.execute("SELECT erase_key('t', 'a'::text)")
+    real = rewriting.advance
+
+    def advance(*arguments: Any, **options: Any) -> rewriting.Advance:
+        came_to = real(*arguments, **options)
+        if came_to.steps > 1:
+            monkeypatch.setattr(erasure, "advance", real)
+            slow.execute("COMMIT")
+            keyed(session, topic_id, 1, d="4")
+        return came_to
+
+    monkeypatch.setattr(erasure, "advance", advance)
+    came_to = erasure.run_once(log_dsn)
+    assert (came_to.segments, came_to.rewritten) == (2, 2)
+    assert [record[2] for record in all_records(session)] == [b"b", b"b", b"c", b"d"]
+    assert rows(session, "SELECT state, records FROM erasures") == [("removed", 2)]
+    assert audit(session, topic_id) == []
 
 
 def test_the_jobs_do_it_all(session: Session, log_dsn: str) -> None:
