@@ -61,11 +61,12 @@ begin
 end
 $$;
 
--- Tries the lock under which one session writes a topic's leaves anew, to the end of the transaction; does the
--- next step of what start_rewrite() has written down: reads at most max_records (more, if one batch has more),
--- and makes, fills or swaps tables; returns which step it was ('busy': somebody else is at it, or has the topic's
--- guard), how many records it read, and whether nothing is left to do. Appends are never in its way, nor is it in
--- theirs. To be called in a transaction of its own.
+-- Tries the lock under which one session writes a topic's leaves anew, and takes the row that start_rewrite() has
+-- written (for which it waits only while somebody deletes the topic), both to the end of the transaction; does the
+-- next step of what that says: reads at most max_records (more, if one batch has more), and makes, fills or swaps
+-- tables; returns which step it was ('busy': somebody else is at it, or has the topic's guard), how many records it
+-- read, and whether nothing is left to do. Appends are never in its way, nor is it in theirs. To be called in a
+-- transaction of its own.
 create or replace function rewrite_step(
     topic_id int4, max_records int4 default 250000,
     out phase text, out records int8, out finished boolean)
@@ -81,7 +82,8 @@ begin
         phase := 'busy';
         return;
     end if;
-    select w.* into r from rewrite w where w.topic_id = id;
+    -- First of all rows, as delete_topic() does: neither has one that the other one wants.
+    select w.* into r from rewrite w where w.topic_id = id for update;
     if not found then
         phase := 'none';
         finished := true;

@@ -143,6 +143,10 @@ def _evacuate(connection: Connection, topic_id: int, stop: threading.Event) -> b
         if kind is None and not connection.value("SELECT {}.start_evacuation(%s)", topic_id):
             break
         begun = True
-        if connection.value("SELECT phase FROM {}.rewrite_step(%s)", topic_id) == "busy":
+        try:
+            phase = connection.value("SELECT phase FROM {}.rewrite_step(%s)", topic_id)
+        except errors.LockTimeoutError:
+            break  # somebody detaches a segment, say: the next run goes on
+        if phase == "busy":
             break
     return begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ import pytest
 from logstore.workers import compaction, erasure, reclaim, rewriting
 from tests.support.clock import Clock
 from tests.support.compacting import all_records, audit, close_segments, compact, create, keyed, start
-from tests.support.sqllog import NOW_MS, Connect, Session, append, refused, rows, value
+from tests.support.sqllog import (
+    NOW_MS,
+    Connect,
+    Session,
+    append,
+    refused,
+    rows,
+    value,
+    wait_until,
+    waits_for_lock,
+)
 
 STATE = "SELECT state, records, key_sha256 FROM erasures ORDER BY erasure_id"
 
@@ -173,6 +184,29 @@ def test_a_segment_that_is_closed_during_a_search_is_searched_too(
     assert [record[2] for record in all_records(session)] == [b"b", b"b", b"c", b"d"]
     assert rows(session, "SELECT state, records FROM erasures") == [("removed", 2)]
     assert audit(session, topic_id) == []
+
+
+def test_a_topic_may_be_deleted_while_keys_are_taken_out_of_it(session: Session, connect: Connect) -> None:
+    topic_id = create(session, cleanup_policy="delete")
+    keyed(session, topic_id, a="1", b="1")
+    session.execute("SELECT erase_key('t', 'a'::text)")
+    close_segments(session, topic_id)
+    start(session, topic_id, "erase")
+    assert value(session, "SELECT phase FROM rewrite_step(%s)", topic_id) == "target"
+    target = value(session, "SELECT target FROM rewrite")
+    holder, stepper, deleter = connect(), connect(), connect()
+    holder.execute("BEGIN")
+    holder.execute(f"LOCK TABLE b_{topic_id}_{target} IN SHARE MODE")
+    with ThreadPoolExecutor(2) as pool:
+        stepping = pool.submit(value, stepper, "SELECT phase FROM rewrite_step(%s)", topic_id)
+        wait_until(lambda: waits_for_lock(session, stepper))
+        deleting = pool.submit(deleter.execute, "SELECT delete_topic('t')")
+        wait_until(lambda: waits_for_lock(session, deleter))
+        holder.execute("COMMIT")
+        assert stepping.result(60) == "write"
+        deleting.result(60)
+    assert rows(session, "SELECT FROM rewrite UNION ALL SELECT FROM rewrite_tally") == []
+    assert value(session, "SELECT phase FROM rewrite_step(%s)", topic_id) == "none"
 
 
 def test_the_jobs_do_it_all(session: Session, log_dsn: str) -> None:

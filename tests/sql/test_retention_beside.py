@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg
 import pytest
 
 from logstore.workers import reclaim, retention, roll
+from logstore.workers.connections import Limits, opened
 from tests.support.sqllog import Connect, Session, append, refused, rows, value, wait_until, waits_for_lock
 
 pytestmark = pytest.mark.every_server
@@ -120,6 +122,30 @@ def test_a_leaf_written_anew_takes_its_place_when_nobody_changes_the_topic(
         assert value(session, live) == before
     assert value(session, "SELECT finished FROM rewrite_step(%s)", topic)
     assert value(session, live) != before
+
+
+def test_where_no_leaf_can_be_made_the_other_topics_are_looked_after(
+    connect: Connect, session: Session, log_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, other = create(session, partitions=2), create(session, "other")
+    for _ in range(3):
+        append(session, topic, [b"x" * 100])
+        append(session, topic, [b"x"], 1)
+    append(session, topic, [b"x" * 100])
+    append(session, topic, [b"x" * 100], 1)
+    fill(session, other)
+    session.execute("SELECT delete_records('t', 0, 3), delete_records('other', 0, 3)")
+    assert value(session, "SELECT start_rewrite(%s, 'evacuate', '{1}')", topic)
+    monkeypatch.setattr(retention, "opened", partial(opened, limits=Limits(lock_timeout_ms=20)))
+    holder = connect()
+    with holder.transaction():
+        # As whoever detaches one of its segments, and waits.
+        holder.execute(f"LOCK TABLE ONLY b_{topic} IN SHARE UPDATE EXCLUSIVE MODE".encode())
+        came_to = retention.run_once(log_dsn)
+        assert (came_to.topics, came_to.segments) == (("t", "other"), 4)
+        assert value(session, "SELECT target FROM rewrite") is None
+    retention.run_once(log_dsn)
+    assert value(session, "SELECT count(*) FROM rewrite") == 0
 
 
 def test_what_is_written_to_stays_while_no_segment_can_be_made(
