@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ class Lane:
     def __init__(self, sender: Sender) -> None:
         self.task: Task | None = None
         self.connection: Connection | None = None
+        self.ended = False
+        """It has nothing to do any more.  Guarded by the sender's lock."""
         self._sender = sender
         self._finished: list[Batch] = []
         self._due_by = float("inf")
@@ -91,7 +94,7 @@ class Lane:
         return connection
 
     async def _run(self) -> None:
-        error: LogstoreError = ClientClosedError("The producer is closed.")
+        error: LogstoreError | None = ClientClosedError("The producer is closed.")
         try:
             # Before it takes any records, which would have to wait as long.
             with suppress(LogstoreError):
@@ -100,11 +103,14 @@ class Lane:
                 pass
             if self.connection is not None and not self._sender.aborted:
                 await self.connection.close()
+            if not self._sender.left_by(self):
+                error = None
         except Exception as unexpected:
             _log.exception("The producer's sender failed.")
             error = LogstoreError(f"The producer's sender failed: {unexpected!r}.")
         finally:
-            self._sender.abort(error)
+            if error is not None:
+                self._sender.abort(error)
             if self.connection is not None:
                 await self.connection.close()
 
@@ -164,7 +170,7 @@ class Lane:
                 call,
                 timeout_s=sender.patience_s(self._due_by),
                 busy=much,
-                meanwhile=self._get_ahead if much else None,
+                meanwhile=partial(self._get_ahead, batches) if much else None,
             )
         except LogstoreError as error:
             await self._failed(batches, error)
@@ -237,11 +243,11 @@ class Lane:
         self._sender.call_back(batches)
         self._finished += batches
 
-    def _get_ahead(self) -> None:
+    def _get_ahead(self, sent: Sequence[Batch]) -> None:
         """What is left of the last request, and what can be done for the next, while the server works."""
         self._release()
         with self._sender.lock:
-            upcoming = self._sender.accumulator.upcoming()
+            upcoming = self._sender.accumulator.upcoming(sent)
         for batch in upcoming:
             batch.prepare()
 
@@ -284,7 +290,8 @@ class Lane:
             return False
         with sender.lock:
             orphans = sender.described(names, described)
-        self._finish(orphans)
+        # Their records are not released: another lane may be preparing them.
+        sender.call_back(orphans)
         return True
 
     async def _wake(self, topic_ids: Sequence[int], *, busy: bool) -> None:

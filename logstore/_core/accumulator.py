@@ -336,9 +336,12 @@ class Accumulator(Generic[F]):
         created = (batch.created for batch in chain(batches, heads) if batch.created is not None)
         return min(created, default=_FOREVER) + self.limits.delivery_timeout_s
 
-    def upcoming(self) -> list[Batch]:
-        """What will go next where something is under way now, as far as it takes no further records."""
-        following = (queue.batches[0] for batch in self._in_flight if (queue := batch.queue).batches)
+    def upcoming(self, sent: Iterable[Batch]) -> list[Batch]:
+        """What goes next after ``sent``, which are under way, as far as it takes no further records.
+
+        Nobody else sends it, or releases it, as long as they are.
+        """
+        following = (queue.batches[0] for batch in sent if (queue := batch.queue).batches)
         closed = [batch for batch in following if batch is not batch.queue.open]
         for batch in closed:
             batch.seal()

@@ -231,7 +231,7 @@ class HeldRecords(Accumulator[F]):
     def wait_s(self, now: float) -> float | None:
         return None
 
-    def upcoming(self) -> list[Batch]:
+    def upcoming(self, sent: Iterable[Batch]) -> list[Batch]:
         return []
 
     def expire(self, now: float) -> list[Batch]:

@@ -175,6 +175,15 @@ class Sender:
             if lane.task is not None:
                 lane.task.join(None if until is None else max(0.0, until - monotonic()))
 
+    def left_by(self, lane: Lane) -> bool:
+        """Without the lock: ``lane`` has nothing left to do; whether it is the last one.
+
+        Others may be sending still: what is unawaited counts as done before it is on its way.
+        """
+        with self.lock:
+            lane.ended = True
+            return all(each.ended for each in self._lanes)
+
     def abort(self, error: LogstoreError) -> None:
         """Fail everything that is not done, and drop the connections."""
         with self.lock:

@@ -15,6 +15,8 @@ from logstore import Producer, SendFuture
 from logstore._core.accumulator import Accumulator
 from logstore._core.batch import Batch
 from logstore._core.row_batch import _HOLE
+from logstore._sync.driver import Connection
+from logstore._sync.lane import Lane
 from logstore.errors import ClientClosedError, LogstoreError, RetriableError
 from tests.support.appender import Appender
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock
@@ -206,6 +208,33 @@ def test_close_while_others_send_delivers_or_fails_each_record(database: str, ap
         raised = together(send, send, close)
         assert [type(error) for error in raised] == [ClientClosedError] * 2
         assert all(future.succeeded() for future in futures)
+
+
+def test_a_lane_that_ends_leaves_the_others_to_finish(
+    database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unawaited records count as done before they are on their way: others have nothing left to do."""
+    appender.create("t", 1)
+    with Producer(database, acks=0, linger_ms=0) as producer:
+        producer.partitions_for("t")
+        lanes = producer._sender._lanes
+        lanes.append(Lane(producer._sender))
+        lanes[1].begin()
+        eventually(lambda: producer.metrics()["connection-creation-total"] == 2, "both are connected")
+        under_way = threading.Event()
+        connect = Lane.connect
+
+        def late(lane: Lane) -> Connection:
+            under_way.set()
+            (other,) = (each.task for each in lanes if each is not lane)
+            assert other is not None
+            eventually(lambda: not other.alive, "the other one has ended")
+            return connect(lane)
+
+        monkeypatch.setattr(Lane, "connect", late)
+        producer.send("t", b"v")
+        assert under_way.wait(ENOUGH_S)
+    assert [value for _, _, _, value in records(database, "t")] == [b"v"]
 
 
 def test_callbacks_added_while_the_batch_completes_are_called_once(database: str, appender: Appender) -> None:

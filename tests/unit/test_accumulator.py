@@ -402,6 +402,24 @@ def test_abandoned_batches_ignore_what_the_server_says_later() -> None:
     assert made.used == 0
 
 
+def test_who_gets_ahead_keeps_to_what_follows_his_own() -> None:
+    """What follows another lane's batches may be sent, and its records forgotten, at any moment."""
+    made = accumulator(request_bytes=1700)
+    for partition in (0, 1):
+        for _ in range(3):
+            made.add("t", partition, None, b"v" * 1600, None, 5, 0.0)
+    (mine,), (other,) = made.drain(0.0), made.drain(0.0)
+    (next_one,) = made.upcoming([mine])
+    assert next_one.queue is mine.queue
+    made.settle(other, [AppendResult(0, -1, 0)])
+    for batch in made.drain(0.0):
+        assert batch.queue is other.queue
+        made.settle(batch, [AppendResult(1, -1, 0)])
+        batch.release()
+    next_one.prepare()
+    assert [row.record_count for row in next_one.encode()] == [1]
+
+
 def test_interrupted_openings_of_a_batch_do_no_harm() -> None:
     """Ctrl-C may leave a queue that is listed without a batch, and a batch without a record."""
     made = accumulator()

@@ -296,7 +296,7 @@ def test_pieces_and_what_was_encoded_ahead_are_numbered_too() -> None:
     first = only(made)
     send(made, 5)
     made.topics["t"].queues[0].open = None
-    (following,) = made.upcoming()
+    (following,) = made.upcoming([first])
     following.prepare()
     made.settle(first, [AppendResult(0, -1, 0)])
     assert only(made) is following

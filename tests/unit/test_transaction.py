@@ -118,7 +118,7 @@ def add(records: HeldRecords[Any], topic: str, partition: int, value: bytes = b"
 def test_records_are_given_to_nobody_before_the_commit() -> None:
     records = held()
     future = add(records, "a", 0)
-    assert records.drain(1e9) == records.incomplete() == records.expire(1e9) == records.upcoming() == []
+    assert records.drain(1e9) == records.incomplete() == records.expire(1e9) == records.upcoming([]) == []
     assert not records.due(1e9)
     assert records.wait_s(1e9) is None
     assert records.idle
