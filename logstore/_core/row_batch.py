@@ -119,8 +119,11 @@ class RowBatch(Batch):
         return place
 
     def make_slots(self, count: int) -> None:
-        """Make ready for ``count`` records, and as many more as there is room for."""
-        count += self.room // RECORD_OVERHEAD
+        """Make ready for ``count`` records, and as many more as there is room for.
+
+        It may be less than none: others take room that was made for a record, before that is added.
+        """
+        count += max(0, self.room) // RECORD_OVERHEAD
         for column in (self.keys, self.values):
             column.extend(repeat(_HOLE, count - len(column)))
 
@@ -140,8 +143,9 @@ class RowBatch(Batch):
         if self.closed:
             return
         self.closed = True
-        # In this order: who has a place beyond this number finds the batch closed.
-        self.given = given = len(_PLACES) - length_hint(self.places)
+        # In this order: who has a place beyond this number finds the batch closed, or found no slot there.
+        given = min(len(_PLACES) - length_hint(self.places), len(self.keys), len(self.values))
+        self.given = given
         # What comes too late finds no place to be written to.
         keys, values = self.keys, self.values
         self.keys, self.values = [], []

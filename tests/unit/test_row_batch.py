@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import cast
 
 from hypothesis import given
@@ -152,3 +153,24 @@ def test_batch_that_was_never_sent_is_released() -> None:
     batch.release()
     assert len(batch) == 1
     assert not batch.has(1)
+
+
+def test_room_that_others_have_taken_meanwhile_is_made_up_for() -> None:
+    """Whoever finds no room makes some, under the lock; those who take none may be quicker."""
+    batch = new_batch()
+    batch.room = -30
+    assert [add(batch, b""), add(batch, b"")] == [0, 1]
+    assert len(sealed(batch).values) == 2
+
+
+def test_places_for_which_there_was_no_slot_are_not_in() -> None:
+    batch = new_batch()
+    batch.room = 24
+    batch.make_slots(0)
+    for _ in range(2):
+        place = next(batch.places)
+        with suppress(IndexError):
+            batch.keys[place], batch.values[place] = b"", b""
+    assert place == 1
+    assert len(sealed(batch).values) == len(batch) == 1
+    assert [batch.has(place) for place in range(2)] == [True, False]
