@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +28,7 @@ from psycopg.pq import ConnStatus, Format, TransactionStatus
 from logstore._core import outcome
 from logstore._core.arrays import ARRAYS
 from logstore._core.call import Call
-from logstore._core.dsn import KEEPALIVE, describe
+from logstore._core.dsn import KEEPALIVE, connect_error, describe
 from logstore._core.hosts import Access, Standing
 from logstore._sync.pushing import pushed, rows_of
 from logstore.conninfo import parameters_of
@@ -106,9 +108,14 @@ class Connection:
         self._in_transaction = False
         self._doubtful: str | None = None
         self._payloads: deque[str] = deque(maxlen=1000)  # nobody may be waiting for them
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._wake_read, self._wake_write = ends = os.pipe()
+        for end in ends:
+            os.set_blocking(end, False)
+        # Nothing else closes them when whoever has this connection forgets it.
+        self._close_pipe = weakref.finalize(self, _close_all, *ends)
+        self._close_pipe.atexit = False
+        # Reentrant, because a garbage collector may interrupt: also somebody who is about to.
+        self._interrupting = threading.RLock()
         self._closed = False
         self.dsn_for_display = dsn_for_display
         """Host, port, database and user; never the password."""
@@ -149,11 +156,16 @@ class Connection:
             )
         except psycopg.Error as error:
             raise refusal(parameters, error) from error
-        connection = cls(raw, where)
+        try:
+            connection = cls(raw, where)
+        except OSError as error:  # no file to spare
+            raw.close()
+            raise connect_error(where, None, str(error)) from error
         try:
             connection._recognise_pooler(timeout_s)
         except BaseException:
             connection.abort()
+            connection.close()
             raise
         return connection
 
@@ -277,16 +289,18 @@ class Connection:
 
     def interrupt(self) -> None:
         """Make the current or next :meth:`wait_notify` return at once.  Any thread may call it."""
-        with suppress(OSError):
-            os.write(self._wake_write, b"x")
+        with self._interrupting:
+            if not self._closed:  # else the number may be that of another file by now
+                with suppress(BlockingIOError):
+                    os.write(self._wake_write, b"x")
 
     def close(self) -> None:
         """Close the connection; harmless when it is closed already."""
         if not self._closed:
-            self._closed = True
+            with self._interrupting:
+                self._closed = True
             self._raw.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._close_pipe()
 
     def abort(self) -> None:
         """Drop the connection without a word to the server.  Any thread may call it.
@@ -382,3 +396,8 @@ class Connection:
 
     def _on_notify(self, notification: psycopg.Notify) -> None:
         self._payloads.append(notification.payload)
+
+
+def _close_all(*files: int) -> None:
+    for file in files:
+        os.close(file)

@@ -8,6 +8,7 @@ megabytes, and several for an answer; meanwhile the server has nothing to do.
 from __future__ import annotations
 
 import _thread
+import os
 import select
 import threading
 import time
@@ -83,6 +84,15 @@ class _Pushes:
 
 
 _pushes = _Pushes()
+
+
+def _forked() -> None:
+    """In the child of a fork nobody looks, whatever the parent's threads were doing."""
+    global _pushes
+    _pushes = _Pushes()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def pushed(raw: Droppable, statement: Statement, meanwhile: Callable[[], None] | None) -> PGresult:

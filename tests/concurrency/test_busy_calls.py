@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +24,7 @@ from logstore.errors import (
     UnknownOutcomeError,
 )
 from tests.support.log import terminate
-from tests.support.programs import eventually
+from tests.support.programs import eventually, kill
 
 pytestmark = pytest.mark.one_server
 
@@ -128,8 +130,10 @@ def test_a_busy_call_that_takes_too_long_is_given_up(
     database: str, connect: Open, run: Run, writes: bool, kind: type[LogstoreError]
 ) -> None:
     connection = connect(database)
+    sleep = "SELECT pg_sleep($1::int4)"
+    run(connection, call(sleep, 0))  # prepared: then it is sent before the time is over
     with pytest.raises(kind, match=r"within 0\.05 s"):
-        run(connection, call("SELECT pg_sleep(60)", writes=writes), 0.05)
+        run(connection, call(sleep, 60, writes=writes), 0.05)
     assert connection.closed
 
 
@@ -154,6 +158,37 @@ def test_a_connection_that_ends_during_a_busy_call(
     ender.join()
     assert type(caught.value) is kind
     assert connection.closed
+
+
+def test_a_busy_call_in_the_child_of_a_fork_is_given_up_too(database: str, connect: Open) -> None:
+    """Though it was made while somebody looked after the calls of the parent."""
+    connect(database).run(call("SELECT 1"), timeout_s=60.0, busy=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what this is about
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            own = Connection.open(database)
+            with pytest.raises(RequestTimedOutError):
+                own.run(call("SELECT pg_sleep(60)"), timeout_s=0.05, busy=True)
+            status = 0
+        finally:
+            os._exit(status)
+    ended: list[int] = []
+
+    def over() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        ended.extend([os.waitstatus_to_exitcode(status)] if pid else [])
+        return bool(pid)
+
+    try:
+        eventually(over, "the child has ended")
+    finally:
+        if not ended:
+            kill(child)
+            os.waitpid(child, 0)
+    assert ended == [0]
 
 
 def test_something_is_done_while_the_server_works(database: str, connect: Open) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,6 +17,7 @@ from logstore._async.driver import Connection
 from logstore._core.arrays import ByteaArray, Int4Array, Int8Array, TextArray
 from logstore._core.call import Call
 from logstore._core.calls import Calls
+from logstore._sync import driver as threads
 from logstore.conninfo import parameters_of
 from logstore.errors import (
     ConfigurationError,
@@ -174,8 +179,10 @@ def test_write_that_takes_too_long_is_not_cancelled(colour: Colour, database: st
     with psycopg.connect(database) as other:
         other.execute("CREATE TABLE t AS SELECT 1 AS a")
         other.commit()
-        other.execute("SELECT FROM t FOR UPDATE")
         connection = colour.connection(database)
+        # Prepared: then it takes one message, and that is sent before the time is over.
+        connection.run(call("UPDATE t SET a = $1::int4", 4, writes=True))
+        other.execute("SELECT FROM t FOR UPDATE")
         with pytest.raises(UnknownOutcomeError, match=r"within 0\.05 s"):
             connection.run(call("UPDATE t SET a = $1::int4", 5, writes=True), timeout_s=0.05)
         assert connection.closed
@@ -305,6 +312,53 @@ def test_wait_on_a_lost_connection_is_an_error(colour: Colour, database: str) ->
             connection.wait_notify(LONG_S)
     with pytest.raises(ConnectionFailedError):
         connection.wait_notify(LONG_S)
+
+
+def pipes() -> int:
+    """How many ends of pipes are open in this process."""
+    gc.collect()
+    found = 0
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found += str(file.readlink()).startswith("pipe:")
+    return found
+
+
+def test_connection_that_does_not_come_about_leaves_no_files(colour: Colour, database: str) -> None:
+    """As behind a pooler that lets one in and has no server: clients try that again and again."""
+    with Proxy(database) as proxy:
+        proxy.cut_before_answer_to(b"pg_backend_pid")
+        before = pipes()
+        for _ in range(3):
+            with pytest.raises(ConnectionFailedError):
+                colour.connection(proxy.dsn)
+        assert proxy.cuts == 3
+        assert pipes() <= before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # psycopg says that it is open
+def test_connection_that_is_forgotten_leaves_no_files(database: str) -> None:
+    before = pipes()
+    connection = threads.Connection.open(database)
+    del connection
+    assert pipes() <= before
+
+
+def test_interrupt_of_a_closed_connection_writes_to_nobodys_file(database: str) -> None:
+    connection = threads.Connection.open(database)
+    number = connection._wake_write
+    connection.close()
+    ours, theirs = os.pipe()
+    try:
+        os.set_blocking(ours, False)
+        if number != theirs:
+            os.dup2(theirs, number)
+        connection.interrupt()
+        with pytest.raises(BlockingIOError):
+            os.read(ours, 1)
+    finally:
+        for file in {ours, theirs, number}:
+            os.close(file)
 
 
 def test_refused_connection_names_host_and_port_and_not_the_password(colour: Colour) -> None:
