@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from logstore._core.calls import EARLIEST, FetchRow
@@ -439,24 +440,26 @@ class Subscription(Histories, Resets):
         self._take_back()
         chosen = frozenset(TopicPartition(*tp) for tp in only)
         taken: dict[TopicPartition, list[ConsumerRecord]] = {}
-        for state in self._turns():
-            if chosen and state.tp not in chosen:
-                self._enqueue(state)
-                continue
-            if taken and not state.batches:
-                self._enqueue(state)
-                continue  # its error waits until nothing comes before it
-            try:
-                records = self._take_from(state, count)
-            except LogstoreError:
-                if not taken:
-                    raise
-                continue
-            if records:
-                taken[state.tp] = records
-                count -= len(records)
-                if count <= 0:
-                    break
+        with self._all_or_nothing() as begun:
+            for state in self._turns():
+                if chosen and state.tp not in chosen:
+                    self._enqueue(state)
+                    continue
+                if taken and not state.batches:
+                    self._enqueue(state)
+                    continue  # its error waits until nothing comes before it
+                begun.append((state, state.position))
+                try:
+                    records = self._take_from(state, count)
+                except LogstoreError:
+                    if not taken:
+                        raise
+                    continue
+                if records:
+                    taken[state.tp] = records
+                    count -= len(records)
+                    if count <= 0:
+                        break
         return taken
 
     def hand_out(self, count: int) -> Iterator[ConsumerRecord] | None:
@@ -466,14 +469,41 @@ class Subscription(Histories, Resets):
         is then handed out next, or forgotten with a :meth:`seek`.
         """
         self._take_back()
-        for state in self._turns():
-            epoch = state.position_epoch
-            records = self._take_from(state, count)
-            position = state.position
-            if records and position is not None:
-                self._handed_out = HandedOut(state.tp, records, position, epoch)
-                return self._handed_out.iterator
+        with self._all_or_nothing() as begun:
+            for state in self._turns():
+                begun.append((state, state.position))
+                epoch = state.position_epoch
+                records = self._take_from(state, count)
+                position = state.position
+                if records and position is not None:
+                    self._handed_out = HandedOut(state.tp, records, position, epoch)
+                    return self._handed_out.iterator
         return None
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[list[tuple[PartitionState, int | None]]]:
+        """What Ctrl-C strikes takes nothing: nobody has got those records, and a commit must not cover them.
+
+        Gives a list for the partitions that are begun with, and their positions before that.
+        """
+        begun: list[tuple[PartitionState, int | None]] = []
+        try:
+            yield begun
+        except LogstoreError:
+            raise
+        except BaseException:
+            for state, position in begun:
+                if position is not None and state.position != position:
+                    self.go_back(state.tp, position)
+            # Wherever it has struck, nothing is counted or queued by halves.
+            self._buffered = sum(batch.size for state in self._states.values() for batch in state.batches)
+            self._queue.clear()
+            for state in self._states.values():
+                state.ready = False
+                if self._has_something(state):
+                    self._enqueue(state)
+            self.has_room = True
+            raise
 
     def _has_something(self, state: PartitionState) -> bool:
         assigned = self._states.get(state.tp) is state

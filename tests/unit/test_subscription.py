@@ -352,6 +352,54 @@ def test_poison_in_one_partition_does_not_stop_the_others() -> None:
     assert seen == [1, 0, 1, 0]
 
 
+class Struck:
+    """Deserializes as many values as it is told; then Ctrl-C strikes, once."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, value: bytes) -> bytes:
+        self.left -= 1
+        if self.left == -1:
+            raise KeyboardInterrupt
+        return value
+
+
+@pytest.mark.parametrize("after", range(9))
+@pytest.mark.parametrize("iterating", [False, True])
+def test_what_ctrl_c_strikes_takes_nothing(after: int, iterating: bool) -> None:
+    """Or the next commit would cover records that nobody has got."""
+    struck = Struck(after)
+    subscription = Subscription(ResetPolicy.parse("earliest"), Deserializers(value=struck))
+    subscription.assign((P0, P1))
+    subscription.learn({"t": (42, 9)})
+    at(subscription, 0, P0, P1)
+    logs = {0: full(2, 3), 1: full(4)}
+    bring(subscription, logs)
+    got: dict[int, list[int]] = {0: [], 1: []}
+
+    def take() -> bool:
+        if iterating:
+            taken = [list(subscription.hand_out(100) or ())]
+        else:
+            taken = list(subscription.take(100).values())
+        for records in taken:
+            for record in records:
+                got[record.partition].append(record.offset)
+        return any(taken)
+
+    before = subscription.positions()
+    with pytest.raises(KeyboardInterrupt):
+        while take():
+            before = subscription.positions()
+    assert struck.left == -1
+    assert subscription.positions() == before
+    while take() or bring(subscription, logs):
+        pass
+    assert got == {0: list(range(5)), 1: list(range(4))}
+    assert subscription.buffered == 0
+
+
 # -- iterating
 
 
