@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -54,8 +55,11 @@ def _flag(name: str, value: Any) -> bool | None:
 
 
 def _transactional_id(name: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and 1 <= len(value.encode()) <= 1024 and "\0" not in value):
-        return value
+    with suppress(UnicodeEncodeError):
+        if value is None or (
+            isinstance(value, str) and 1 <= len(value.encode()) <= 1024 and "\0" not in value
+        ):
+            return value
     raise ConfigurationError(f"{name} is a string of 1 to 1024 bytes, or None, not {value!r}.")
 
 

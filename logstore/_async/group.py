@@ -471,7 +471,7 @@ class Group:
         if not wanted:
             return
         try:
-            call = self._commit_call(wanted, await self.topic_ids(wanted))
+            call = self._commit_call(wanted, await self.topic_ids(wanted, timeout_s))
             await self._fetcher.ask(call, timeout_s)
             self.remember(wanted)
         except LogstoreError as error:
@@ -514,14 +514,16 @@ class Group:
         member_id = self._member_id if self.subscribed else None
         return self._calls.commit_offsets(self._group_id, member_id, self._config.group_instance_id, commits)
 
-    async def topic_ids(self, partitions: Iterable[TopicPartition]) -> dict[str, int]:
+    async def topic_ids(
+        self, partitions: Iterable[TopicPartition], timeout_s: float | None = None
+    ) -> dict[str, int]:
         """The ids of the topics of ``partitions``; raises UnknownTopicOrPartitionError."""
         names = {tp.topic for tp in partitions}
         with self.heart.lock:
             known = {tp.topic: claim.topic_id for tp, claim in self._membership.held.items()}
         missing = sorted(names.difference(known))
         if missing:
-            for row in await self._fetcher.ask(self._calls.metadata(missing)):
+            for row in await self._fetcher.ask(self._calls.metadata(missing), timeout_s):
                 known[row.topic] = row.topic_id
         for name in names:
             if name not in known:

@@ -50,7 +50,10 @@ def _offset(given: object) -> OffsetAndMetadata:
         raise InvalidArgumentError(f"An offset is an integer from 0, not {wanted.offset!r}.")
     if not isinstance(wanted.metadata, str):
         raise InvalidArgumentError(f"The metadata of an offset is a string, not {wanted.metadata!r}.")
-    size = len(wanted.metadata.encode())
+    try:
+        size = len(wanted.metadata.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"The metadata of an offset is not Unicode: {error}.") from None
     if size > METADATA_LIMIT:
         raise OffsetMetadataTooLargeError(
             f"The metadata of a committed offset has at most {METADATA_LIMIT} bytes, not {size}.",

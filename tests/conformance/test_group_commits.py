@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from logstore.records import ConsumerRecord, OffsetAndMetadata, TopicPartition
 from tests.support.appender import Appender, values
 from tests.support.colours import Colour
 from tests.support.programs import eventually
+from tests.support.proxy import Proxy
 from tests.support.reading import read
 
 pytestmark = pytest.mark.one_server
@@ -43,7 +45,7 @@ def member(colour: Colour, database: str) -> Callable[..., Any]:
             "heartbeat_interval_ms": 50,
             "max_poll_records": 5,
         }
-        return colour.consumer(*topics, dsn=database, **{**settings, **options})
+        return colour.consumer(*topics, **{"dsn": database, **settings, **options})
 
     return make
 
@@ -230,6 +232,7 @@ def test_committing_without_waiting(member: Callable[..., Any], log: Appender, r
         ({"t": 1}, InvalidArgumentError),
         (7, InvalidArgumentError),
         ({TP: OffsetAndMetadata(1, "x" * 4097)}, OffsetMetadataTooLargeError),
+        ({TP: OffsetAndMetadata(1, "\ud800")}, InvalidArgumentError),
     ],
 )
 def test_commit_that_is_refused(
@@ -291,3 +294,19 @@ def test_commit_by_hand_beside_members(member: Callable[..., Any], log: Appender
     with pytest.raises(CommitFailedError):
         by_hand.commit({TP: 1})
     assert committed(raw) == {}
+
+
+def test_closing_does_not_wait_for_a_server_that_is_silent(
+    member: Callable[..., Any], database: str, log: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the topic of what was assigned by hand has to be looked up for the commit."""
+    for module in ("_async.group", "_async.fetcher", "_sync.group", "_sync.fetcher"):
+        monkeypatch.setattr(f"logstore.{module}.CLOSE_S", 0.1)
+    with Proxy(database) as proxy:
+        consumer = member(dsn=proxy.dsn, request_timeout_ms=600_000)
+        consumer.assign([TP])
+        assert len(polled(consumer)) == 5
+        proxy.freeze()
+        closing = threading.Thread(target=consumer.close)
+        closing.start()
+        eventually(lambda: not closing.is_alive(), "it is closed")

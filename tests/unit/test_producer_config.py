@@ -55,6 +55,7 @@ def test_acks(given: Any, level: int) -> None:
         {"partitioner": None},
         {"value_serializer": "json"},
         {"schema": ""},
+        {"transactional_id": "\ud800"},
     ],
 )
 def test_value_out_of_range_is_refused_with_the_name(options: dict[str, Any]) -> None:
