@@ -133,14 +133,15 @@ do $uninstall$
 declare
     command text;
 begin
-    for command in select format('drop view if exists %s cascade', c.oid::regclass) from pg_catalog.pg_class c
-                   where c.relkind = 'v' and c.relnamespace::regnamespace::text in
-                         (quote_ident(current_schema()), quote_ident(current_schema() || '_topics')) loop
+    -- All the names first: dropping one drops those that use it, and then there is no name to be had.
+    foreach command in array array(
+        select format('drop view if exists %s cascade', c.oid::regclass) from pg_catalog.pg_class c
+        where c.relkind = 'v' and c.relnamespace::regnamespace::text in
+              (quote_ident(current_schema()), quote_ident(current_schema() || '_topics'))) loop
         execute command;
     end loop;
-    -- All the names first: dropping one routine drops those that use it, and then there is no name to be had.
-    foreach command in array (
-        select array_agg(format('drop routine if exists %s cascade', p.oid::regprocedure))
+    foreach command in array array(
+        select format('drop routine if exists %s cascade', p.oid::regprocedure)
         from pg_catalog.pg_proc p where p.pronamespace = quote_ident(current_schema())::regnamespace) loop
         execute command;
     end loop;

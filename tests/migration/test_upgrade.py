@@ -116,6 +116,16 @@ def test_base_leaves_nothing(empty: str) -> None:
     assert run(empty, "SELECT * FROM logstore.topics") == []
 
 
+def test_a_log_without_functions_can_be_taken_back_further(empty: str) -> None:
+    migrations.upgrade(empty)
+    run(empty, "SELECT logstore.create_topic('t' || n, 1) FROM generate_series(1, 12) n")
+    migrations.downgrade(empty, "logstore", "0012")
+    migrations.downgrade(empty, "logstore", "0011")
+    assert migrations.status(empty).current == "0011"
+    migrations.downgrade(empty, "logstore", "base")
+    assert run(empty, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'logstore%'") == []
+
+
 def test_everybody_at_once(empty: str) -> None:
     program = "import sys; from logstore import migrations; migrations.upgrade(sys.argv[1])"
     waiting = """
