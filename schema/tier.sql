@@ -196,8 +196,8 @@ begin atomic
     order by s.last_offset - s.first_offset desc, p.partition limit 1;
 end;
 
--- Takes no lock beyond ACCESS SHARE; reads the batches of a range of offsets (not their arrays); writes nothing;
--- returns how many records they have, which a copy of the range has to have, and their size in the log.
+-- Takes no lock beyond ACCESS SHARE; reads the batches of a range of offsets that ends with a batch (not their keys and
+-- values); writes nothing; returns how many records the range has, which a copy of it has to have, and the batches' size.
 create or replace function records_between(
     topic_id int4, "partition" int4, first_offset int8, last_offset int8, out records int8, out bytes int8)
 language plpgsql stable security definer set search_path from current
@@ -216,8 +216,14 @@ begin
           and s.first_offset <= records_between.last_offset
     loop
         execute format(
-            'select coalesce(sum(b.record_count), 0) as records, coalesce(sum(b.size_bytes), 0) as bytes from %I b
-             where b.partition = $1 and b.last_offset between $2 and $3',
+            -- The log start may lie in the middle of the first one.
+            'select coalesce(sum(case when b.base_offset >= $2 then b.record_count
+                                      when b.offset_deltas is null
+                                      then greatest(b.base_offset + b.record_count - $2, 0)
+                                      else (select count(*) from unnest(b.offset_deltas) d
+                                            where b.base_offset + d >= $2) end), 0) as records,
+                    coalesce(sum(b.size_bytes), 0) as bytes
+             from %I b where b.partition = $1 and b.last_offset between $2 and $3',
             'b_' || topic_id || '_' || leaf.segment)
         into part using records_between.partition, records_between.first_offset, records_between.last_offset;
         records := records + part.records;

@@ -230,10 +230,22 @@ class _Topic:
             "SELECT records, bytes FROM {}.records_between(%s, %s, %s, %s)",
             self._topic_id, partition, first, last,
         )  # fmt: skip
-        written = self._write(url, partition, first, last, write, log_bytes, expected=expected)
+        try:
+            written = self._write(url, partition, first, last, write, log_bytes, expected=expected)
+        except RemoteFileError:
+            if self._starts_after(partition, first):
+                raise IllegalStateError("Records were deleted while they were copied.") from None
+            raise
         self._tally.files += 1
         self._tally.records += written.records
         self._tally.bytes += written.size
+
+    def _starts_after(self, partition: int, offset: int) -> bool:
+        found = self._control.value(
+            'SELECT log_start > %s FROM {}.topic_partition WHERE topic_id = %s AND "partition" = %s',
+            offset, self._topic_id, partition,
+        )  # fmt: skip
+        return found is not False
 
     def _batches(self, reading: Reading, partition: int, first: int, last: int) -> Any:
         calls = Calls(self._control.schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import logstore
 from logstore.errors import ConfigurationError, OffsetOutOfRangeError, RemoteFileError, RemoteStorageError
 from logstore.tier import files, store
-from logstore.workers import connections, reclaim, retention, roll, tier, tier_restore
+from logstore.workers import connections, erasure, reclaim, retention, roll, tier, tier_restore
 from tests.support import objectstore
 from tests.support.appender import Appender
 from tests.support.clock import DAY_MS, Clock
@@ -164,6 +165,39 @@ def test_a_copy_that_lacks_records_is_none(
     with pytest.raises(RemoteFileError, match="could be copied"):
         log.settle()
     assert log.local_start() == 0
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("erased", [False, True])
+def test_what_begins_in_the_middle_of_a_batch(make_log: Callable[..., TieredLog], *, erased: bool) -> None:
+    log = make_log().fill()
+    if erased:
+        # Batches have fewer records than offsets then.
+        log.rows("SELECT erase_key('t', 'key-4'::text)")
+        roll.run_once(log.dsn)
+        erasure.run_once(log.dsn)
+    log.rows("SELECT delete_records('t', 0, 33)")
+    came_to = log.settle()
+    left = [record for record in log.records[0][33:] if not (erased and record[3] == b"key-4")]
+    assert came_to.records == sum(record[1] < log.local_start() for record in left) > 100
+    assert everything(log) == left
+
+
+def test_records_that_are_deleted_while_they_are_copied(
+    make_log: Callable[..., TieredLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make_log().fill()
+    real = files.FileWriter.finish
+
+    def finish(self: files.FileWriter) -> files.Written:
+        monkeypatch.setattr(files.FileWriter, "finish", real)
+        log.rows("SELECT delete_records('t', 0, 33)")
+        return dataclasses.replace(real(self), records=1)
+
+    monkeypatch.setattr(files.FileWriter, "finish", finish)
+    assert log.settle().files == 0
+    assert log.settle().files > 2
+    assert everything(log) == log.records[0][33:]
 
 
 def test_a_store_that_cannot_be_reached(make_log: Callable[..., TieredLog], tmp_path: Path) -> None:
