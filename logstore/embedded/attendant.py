@@ -49,7 +49,11 @@ class Attendant:
         if self._process is None and now >= self._not_before:
             self._schemas = self._home.logs()
             if self._schemas:
-                self._start(dsn, now)
+                try:
+                    self._start(dsn, now)
+                except OSError as exc:
+                    log.warning("the worker cannot be started: %s", exc)
+                    self._put_off(now)
 
     def stop(self) -> None:
         """Let the worker finish its step; end it if that takes long."""
@@ -84,11 +88,15 @@ class Attendant:
                 return
             process.kill()
             process.wait()
-        self._deaths += 1
-        self._not_before = now + min(LONGEST_PAUSE_S, 0.5 * 2.0 ** min(self._deaths, 10))
         log.warning("the worker ended with %s; see %s", process.returncode, self._home.worker_log)
+        self._put_off(now)
         self._process = None
         self._let_go(process)
+
+    def _put_off(self, now: float) -> None:
+        """Not again at once: each time later."""
+        self._deaths += 1
+        self._not_before = now + min(LONGEST_PAUSE_S, 0.5 * 2.0 ** min(self._deaths, 10))
 
     def _start(self, dsn: str, now: float) -> None:
         env = dict(os.environ)

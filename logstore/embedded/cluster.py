@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -16,6 +17,7 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from logstore.embedded import asroot, binaries, settings
 from logstore.embedded.binaries import Binaries
@@ -34,6 +36,7 @@ FULL_BYTES: Final = 24 << 20
 it needs a WAL segment of 16 MB.
 """
 _SOCKET_PATH_BYTES: Final = 100
+_CONNECT_S: Final = 10
 _FAST_S: Final = 60.0
 _IMMEDIATE_S: Final = 15.0
 
@@ -97,6 +100,10 @@ class Cluster:
     def exited(self) -> bool:
         return self._process is not None and self._process.poll() is not None
 
+    def killed(self) -> bool:
+        """It exited, and that was a signal's doing, not its own."""
+        return self._process is not None and (self._process.poll() or 0) < 0
+
     def start(self) -> bool:
         """Start PostgreSQL, unless processes of an earlier start still live; say whether it was started."""
         lock = Lock(self.home.postgres)
@@ -135,7 +142,8 @@ class Cluster:
         """Stop at once a server whose supervisor died and which did not stop by itself."""
         pid = self._recorded_pid()
         if pid and _serves(pid, self.data):
-            os.kill(pid, signal.SIGQUIT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
 
     def ready(self) -> bool:
         """The server accepts connections."""
@@ -147,7 +155,7 @@ class Cluster:
 
     def furnish(self) -> None:
         """Make the log's owner, who is no superuser, and its database, where they are missing."""
-        with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+        with self._connected() as connection:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
                 # The role and the log's schema have one name, and PostgreSQL looks into the schema named like
                 # the role first: without a search_path, the tables of users would land inside the log.
@@ -164,13 +172,17 @@ class Cluster:
                     )
                 )
 
+    def _connected(self) -> psycopg.Connection[TupleRow]:
+        # A server that hangs is not to make its supervisor hang.
+        return psycopg.connect(self.superuser_dsn, autocommit=True, connect_timeout=_CONNECT_S)
+
     def connections(self) -> int:
         """How many clients are connected, whether or not they said that they use the server.
 
         The worker that belongs to the server does not count.
         """
         try:
-            with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+            with self._connected() as connection:
                 row = connection.execute(
                     "SELECT count(*) FROM pg_stat_activity "
                     "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
@@ -201,7 +213,8 @@ class Cluster:
                 process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 continue
-        with Lock(self.home.postgres) as lock:
+        # The directory may be gone.
+        with contextlib.suppress(FileNotFoundError), Lock(self.home.postgres) as lock:
             lock.wait(_IMMEDIATE_S)
 
     def failure(self) -> EmbeddedServerError:
@@ -380,8 +393,9 @@ def _major_of(data: Path) -> int | None:
 def rotate(log: Path, limit: int = 10 << 20) -> None:
     """Keep one older part of a log that has grown over ``limit`` bytes.
 
-    Its writers append, and go on doing so.
+    Its writers append, and go on doing so; where there is no room for the older part, to the whole.
     """
-    if log.exists() and log.stat().st_size > limit:
-        shutil.copyfile(log, log.with_suffix(".log.1"))
-        os.truncate(log, 0)
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > limit:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)

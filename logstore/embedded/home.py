@@ -4,8 +4,8 @@
 
     <home>/data/            PostgreSQL's data directory (elsewhere for root where a user namespace is refused)
     <home>/run/             the socket (elsewhere when this path is too long for one)
-    <home>/users.lock       shared: somebody uses the server;   exclusive: it is being stopped because nobody
-    does <home>/starting.lock    exclusive: somebody starts the supervisor
+    <home>/users.lock       shared: somebody uses the server;   exclusive: it stops, because nobody does
+    <home>/starting.lock    exclusive: somebody starts the supervisor
     <home>/supervisor.lock  exclusive: the supervisor lives
     <home>/postgres.lock    exclusive: some process of PostgreSQL lives (all inherit the descriptor)
     <home>/status.json      what the supervisor last said of itself
@@ -13,7 +13,7 @@
     <home>/server.log       PostgreSQL's log;   supervisor.log, worker.log: the supervisor's, the worker's
 
 Every lock is an ``flock``: the kernel lets go of it when its last holder dies, however it dies, so nothing
-has to be inferred from process numbers, which are used again.  A lock is given back by closing its file
+has to be inferred from process numbers, which are used again.  Users give a lock back by closing its file
 only: unlocking would also unlock it for a process that was forked.
 """
 
@@ -25,6 +25,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -117,6 +118,10 @@ class Lock:
     @property
     def closed(self) -> bool:
         return self._fd < 0
+
+    def unlock(self) -> None:
+        """Give the lock back, and keep the file: for those who share it with no other process."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def touch(self) -> None:
         """Note on the file that somebody came or went."""
@@ -252,7 +257,7 @@ class Home:
         """Note that there is a log in ``schema``, for the worker that the supervisor runs."""
         known = self.logs()
         if schema not in known:
-            draft = self.logs_file.with_suffix(f".{os.getpid()}")
+            draft = self.logs_file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
             # If somebody notes another one at the same time, the one that is lost is noted by its next user.
             with contextlib.suppress(OSError):
                 draft.write_text(json.dumps(sorted([*known, schema])) + "\n")

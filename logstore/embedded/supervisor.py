@@ -27,6 +27,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import psycopg
+
 from logstore.embedded.attendant import Attendant
 from logstore.embedded.cluster import Cluster, rotate
 from logstore.embedded.home import POLL_S, Home, Lock, Phase, ServerStatus, tail
@@ -62,6 +64,7 @@ class Supervisor:
         self._wake, self._waker = os.pipe()
         self._guard_pipe = -1
         self._last_user = time.time()
+        self._crashes: list[float] = []
         self._attendant = Attendant(self.home) if orders.worker else None
 
     def run(self) -> int:
@@ -109,7 +112,7 @@ class Supervisor:
         self.cluster.stop()
 
     def _leave(self, code: int) -> int:
-        if self.orders.throw_away and code == 0:
+        if self.orders.throw_away and code == 0 and self._at_home():
             self.cluster.remove()
         return code
 
@@ -126,8 +129,10 @@ class Supervisor:
             **words,  # type: ignore[arg-type]
         )
         log.info("%s", phase)
-        with contextlib.suppress(OSError):
-            self.home.write_status(self._status)
+        # Where the directory was removed, another one may be in its place, and another supervisor in that.
+        if self._at_home():
+            with contextlib.suppress(OSError):
+                self.home.write_status(self._status)
 
     def _pause(self, timeout_s: float) -> None:
         """Wait for a signal, at most ``timeout_s``; raise if it was an order to stop."""
@@ -138,6 +143,11 @@ class Supervisor:
             raise _Told
 
     def _start(self, phase: Phase) -> None:
+        while not self._started(phase):
+            self._count_crash()
+
+    def _started(self, phase: Phase) -> bool:
+        """Start PostgreSQL and wait until it can be used; False: it was killed before."""
         began = time.monotonic()
         while not self.cluster.start():
             self._say(phase, message="The previous server has not stopped yet.")
@@ -149,11 +159,12 @@ class Supervisor:
             self._pause(POLL_S * 5)
         self._tell_guard()
         self._say(phase, message="")
-        while not self.cluster.ready():
+        while not self._furnished():
+            if self.cluster.killed():
+                return False
             if self.cluster.exited():
                 raise self.cluster.failure()
             self._pause(POLL_S)
-        self.cluster.furnish()
         self._say(
             "ready",
             dsn=self.cluster.dsn,
@@ -163,28 +174,46 @@ class Supervisor:
             version=self.cluster.programs.version,
             started_at_ms=time.time_ns() // 1_000_000,
         )
+        return True
+
+    def _furnished(self) -> bool:
+        """The server accepts connections and has what the log's owner needs."""
+        if not self.cluster.ready():
+            return False
+        try:
+            self.cluster.furnish()
+        except psycopg.OperationalError as exc:
+            if exc.sqlstate is not None and not exc.sqlstate.startswith("57"):
+                raise
+            # Killed at this very moment, it or one of its processes.
+            log.warning("not furnished: %s", exc)
+            return False
+        return True
 
     def _watch(self) -> None:
         """Return when nobody uses the server any more; then ``users.lock`` is held."""
-        crashes: list[float] = []
         while self._at_home():
             self._pause(_TICK_S)
             if self.cluster.exited():
-                now = time.monotonic()
-                crashes = [when for when in crashes if now - when < _CRASH_WINDOW_S] + [now]
-                log.warning("PostgreSQL died: %s", tail(self.home.server_log))
-                if len(crashes) > _CRASHES:
-                    raise EmbeddedServerError(
-                        f"PostgreSQL died {len(crashes)} times within {_CRASH_WINDOW_S:.0f} s; its last "
-                        f"words were: {tail(self.home.server_log)}",
-                        advice=f"The whole log is {self.home.server_log}.",
-                    )
+                self._count_crash()
                 self._start("recovering")
             rotate(self.home.server_log)
             if self._attendant is not None:
                 self._attendant.mind(self.cluster.dsn)
             if self._unused():
                 return
+
+    def _count_crash(self) -> None:
+        """PostgreSQL has died; raise if it did so too often."""
+        now = time.monotonic()
+        self._crashes = [when for when in self._crashes if now - when < _CRASH_WINDOW_S] + [now]
+        log.warning("PostgreSQL died: %s", tail(self.home.server_log))
+        if len(self._crashes) > _CRASHES:
+            raise EmbeddedServerError(
+                f"PostgreSQL died {len(self._crashes)} times within {_CRASH_WINDOW_S:.0f} s; its last "
+                f"words were: {tail(self.home.server_log)}",
+                advice=f"The whole log is {self.home.server_log}.",
+            )
 
     def _at_home(self) -> bool:
         """The directory has not been removed (or replaced) under us."""
@@ -206,8 +235,7 @@ class Supervisor:
                 return True
             # Somebody was given the DSN.
             self._last_user = time.time()
-        self._users.close()
-        self._users = Lock(self.home.users)
+        self._users.unlock()
         return False
 
     def _start_guard(self) -> None:

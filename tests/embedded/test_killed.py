@@ -179,6 +179,13 @@ def test_postgres_is_killed(embedded_server: EmbeddedServer) -> None:
         assert embedded_server.status().supervisor_pid == old.supervisor_pid
 
 
+def test_postgres_is_killed_while_it_starts(used_home: Path) -> None:
+    with program(STARTER, used_home, 10) as starter:
+        eventually(lambda: postmaster_of(used_home) > 0, "PostgreSQL has been started")
+        kill(postmaster_of(used_home))
+        assert line_of(starter.stdout) == "ready"
+
+
 def test_one_backend_is_killed(embedded_server: EmbeddedServer) -> None:
     with embedded_server.start_or_join() as handle:
         remember(handle, "before")

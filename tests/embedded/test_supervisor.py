@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from logstore.embedded.cluster import Cluster
-from logstore.embedded.home import Home, Lock
+from logstore.embedded.attendant import Attendant
+from logstore.embedded.cluster import Cluster, rotate
+from logstore.embedded.home import Home, Lock, ServerStatus
 from logstore.embedded.orders import Orders
 from logstore.embedded.supervisor import Supervisor
 
@@ -81,3 +82,46 @@ def test_a_directory_that_was_replaced_is_not_home(supervisor: Supervisor) -> No
     assert not supervisor._at_home()
     supervisor.home.users.touch()
     assert not supervisor._at_home()
+
+
+def test_looking_for_users_does_not_make_a_replaced_directory_home(supervisor: Supervisor) -> None:
+    come_and_go(supervisor.home, 0)
+    supervisor.home.users.unlink()
+    supervisor.home.users.touch()
+    assert not supervisor._unused()
+    assert not supervisor._at_home()
+
+
+def test_nothing_is_said_in_a_replaced_directory(supervisor: Supervisor) -> None:
+    supervisor.home.users.unlink()
+    supervisor.home.users.touch()
+    successors = ServerStatus("ready", str(supervisor.home.path), supervisor_pid=1)
+    supervisor.home.write_status(successors)
+    supervisor._say("stopped")
+    text = supervisor.home.status_file.read_text()
+    assert '"phase": "ready"' in text and '"supervisor_pid": 1' in text
+
+
+def test_a_log_that_cannot_be_rotated_is_written_on(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    rotate(log)
+    log.write_text("a word")
+    log.with_suffix(".log.1").mkdir()
+    rotate(log, limit=1)
+    assert log.read_text() == "a word"
+    log.with_suffix(".log.1").rmdir()
+    rotate(log, limit=1)
+    assert log.read_text() == ""
+    assert log.with_suffix(".log.1").read_text() == "a word"
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_later(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.note_log("logstore")
+    home.worker_log.mkdir()
+    attendant = Attendant(home)
+    attendant._not_before = 0.0
+    attendant.mind("postgresql://nowhere")
+    assert attendant._process is None
+    assert attendant._not_before > 0.0
+    attendant.stop()
