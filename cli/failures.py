@@ -85,6 +85,7 @@ BY_CLASS: Final[Mapping[str, int]] = {
     "RecordTooLargeError": REFUSED,
     "InvalidRecordError": REFUSED,
     "InvalidTimestampError": REFUSED,
+    "EmbeddedServerError": UNAVAILABLE,
     "DeliveryTimeoutError": UNAVAILABLE,
     "BufferExhaustedError": UNAVAILABLE,
     "AuthenticationFailedError": NOT_PERMITTED,

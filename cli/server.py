@@ -54,9 +54,9 @@ def up(server_settings: dict[str, str]) -> None:
         raise click.UsageError("`up` runs a server of its own: leave out --dsn.", click.get_current_context())
 
     def ready(found: ServerStatus) -> None:
-        from logstore import migrations
+        from logstore.embedded.dsn import open_log
 
-        migrations.upgrade(found.dsn, settings().schema)
+        open_log(found, settings().schema)
         if settings().output == "json":
             print_json(_document(found))
         else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,10 +61,6 @@ class Handle:
         self.status = self._server.await_ready(timeout_s)
         return self.status
 
-    def note_log(self, schema: str) -> None:
-        """There is a log in ``schema`` now: the server's worker is to look after it."""
-        self._server.home.note_log(schema)
-
     def close(self) -> None:
         """Give the server up.  It stops some seconds later, if nobody else uses it."""
         if not self._lock.closed:
@@ -106,7 +102,7 @@ class EmbeddedServer:
             dict(settings or {}),
             idle_s,
             throw_away=throw_away,
-            programs=str(programs or ""),
+            programs=str(programs.absolute()) if programs else "",
             namespaces=namespaces,
             worker=worker_wanted(),
         )
@@ -206,6 +202,9 @@ class EmbeddedServer:
 
     def _spawn(self) -> None:
         env = dict(os.environ)
+        if env.get("LOGSTORE_PG_BIN"):
+            # The supervisor works elsewhere.
+            env["LOGSTORE_PG_BIN"] = str(Path(env["LOGSTORE_PG_BIN"]).absolute())
         package_root = Path(logstore.errors.__file__).parents[1]
         if package_root.name not in ("site-packages", "dist-packages"):
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root), env.get("PYTHONPATH")]))
@@ -238,8 +237,11 @@ class EmbeddedServer:
         except ProcessLookupError:
             return
         try:
-            # Seen from another container the number is somebody else's.
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if command == [b""]:
+                # It ends just now: its locks go a moment after its memory.
+                return
+            # Seen from another container the number is somebody else's.
             if b"logstore.embedded.supervisor" not in command:
                 raise EmbeddedServerError(
                     f"The embedded server in {self.home.path} was started in another container.",
@@ -270,20 +272,24 @@ def run_in_foreground(
     """`logstore up`: start or join the server, call ``on_ready``, wait for Ctrl-C or SIGTERM, stop the
     server.
 
-    Returns too when somebody else stops it.  A server that is killed is started again.  Main thread only.
+    Returns too when somebody else stops it.  A server that is killed is started again; raises
+    :class:`EmbeddedServerError` when it cannot be.  Main thread only.
     """
-    told = threading.Event()
-
-    def tell(_number: int, _frame: FrameType | None) -> None:
-        told.set()
-
     server = EmbeddedServer(home, settings)
     with server.start_or_join() as handle:
+        # No event: a handler that sets one while the main thread is about to wait for it waits for ever.
+        reading, writing = os.pipe()
+
+        def tell(_number: int, _frame: FrameType | None) -> None:
+            os.write(writing, b"x")
+
         before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             on_ready(handle.status)
-            while not told.wait(0.5):
+            while not select.select([reading], [], [], 0.5)[0]:
                 found = server.status()
+                if found.phase == "failed":
+                    raise EmbeddedServerError(found.message, advice=found.advice)
                 if found.phase == "stopped" and found.deliberate:
                     return
                 if found.phase == "stopped":
@@ -292,6 +298,8 @@ def run_in_foreground(
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.close(writing)
+            os.close(reading)
 
 
 def down(home: Path | None = None) -> bool:

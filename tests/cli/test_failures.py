@@ -30,6 +30,7 @@ from logstore.errors import LogstoreError
         ("SchemaMissingError", 7),
         ("SchemaVersionError", 7),
         ("UnsupportedServerError", 7),
+        ("EmbeddedServerError", 5),
         ("ServerError", 1),
         ("ClientClosedError", 1),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -108,9 +109,11 @@ def test_up_runs_a_server_until_ctrl_c_and_everybody_joins_it(monkeypatch: pytes
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        said = list(iter(server.stdout.readline, "Ctrl-C stops it.\n"))
+        said = list(itertools.takewhile(lambda line: line != "Ctrl-C stops it.\n", server.stdout))
         assert any(line.startswith("  export LOGSTORE_DSN='postgresql://") for line in said)
         assert json.loads(run("status", "--output", "json").stdout)["running"]
+        # For the server's worker, also if nobody but programs with that DSN come.
+        assert json.loads((home / "log" / "logs.json").read_text()) == ["logstore"]
         assert run("topic", "create", "orders").stdout == "orders: 1 partition\n"
         server.send_signal(signal.SIGINT)
         _, err = server.communicate(timeout=60)

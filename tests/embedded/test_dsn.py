@@ -42,12 +42,15 @@ def test_then_the_embedded_server_which_gets_the_schema(default: EmbeddedServer)
     found.keep.close()
 
 
-def test_two_logs_in_one_server(default: EmbeddedServer) -> None:
-    for schema in ("logstore", "other"):
+def test_two_logs_in_one_server(default: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
+    for schema in ("logstore", "other", "other"):
         found = resolve(schema=schema)
         assert found.keep is not None
         with found.keep:
             assert migrations.status(found.dsn, schema).up_to_date
+    # Of the first one nothing is said; the second one may be a slip.
+    assert caplog.messages == ["There was no log in schema other: it was made, beside logstore."]
+    assert default.home.logs() == ["logstore", "other"]
 
 
 def test_an_older_schema_is_brought_up_to_date(default: EmbeddedServer) -> None:

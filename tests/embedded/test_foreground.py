@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from logstore.embedded import EmbeddedServer, down, run_in_foreground, status
+from logstore.embedded import EmbeddedServer, ServerStatus, down, run_in_foreground, status
+from logstore.embedded.home import Lock
+from logstore.errors import EmbeddedServerError
 from tests.support.programs import eventually, kill, line_of, lives, program
 
 UP = """
@@ -52,6 +55,14 @@ def test_a_killed_server_is_started_again(used_home: Path) -> None:
         assert status(used_home).dsn == before.dsn
 
 
+def test_it_says_so_when_the_server_cannot_be_started_again(embedded_server: EmbeddedServer) -> None:
+    def give_up(found: ServerStatus) -> None:
+        embedded_server.home.write_status(replace(found, phase="failed", message="It died too often."))
+
+    with pytest.raises(EmbeddedServerError, match="too often"):
+        run_in_foreground(give_up, embedded_server.home.path)
+
+
 def test_it_joins_a_server_that_runs(embedded_server: EmbeddedServer) -> None:
     with embedded_server.start_or_join() as handle, program(UP, embedded_server.home.path) as up:
         assert line_of(up.stdout) == handle.dsn
@@ -89,11 +100,14 @@ def test_a_handle_is_held_by_a_forked_child_until_it_exits(used_home: Path) -> N
     """
     with program(text, used_home) as parent:
         child = int(line_of(parent.stdout))
+        before = status(used_home).supervisor_pid
         parent.wait()
         try:
+            looked = used_home / "users.lock"
+            with Lock(looked) as lock:
+                assert not lock.take(), "the child holds it"
             with EmbeddedServer(used_home).start_or_join() as handle:
-                before = handle.status.supervisor_pid
-            assert status(used_home).supervisor_pid == before
+                assert handle.status.supervisor_pid == before
         finally:
             kill(child)
         eventually(lambda: status(used_home).phase == "stopped", "it stopped when the child had gone")

@@ -58,7 +58,7 @@ def test_root_uses_a_namespace(embedded_server: EmbeddedServer) -> None:
 
 
 def borrowing(home: Path) -> EmbeddedServer:
-    return EmbeddedServer(home, SETTINGS, idle_s=0, throw_away=True, namespaces=False)
+    return EmbeddedServer(home, SETTINGS, idle_s=10, throw_away=True, namespaces=False)
 
 
 @as_root
@@ -101,7 +101,7 @@ def test_programs_the_account_cannot_reach_are_copied(home: Path) -> None:
     shutil.copytree(libraries, closed / libraries.name)
     programs = closed / found.directory.relative_to(wheel.parent)
     server = EmbeddedServer(
-        closed / "home", SETTINGS, idle_s=0, throw_away=True, namespaces=False, programs=programs
+        closed / "home", SETTINGS, idle_s=10, throw_away=True, namespaces=False, programs=programs
     )
     with server.start_or_join() as handle, psycopg.connect(handle.dsn) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)

@@ -16,7 +16,7 @@ from logstore.embedded import EmbeddedServer, asroot, binaries, cluster, setting
 from logstore.embedded.cluster import Cluster
 from logstore.embedded.home import Home, Lock
 from logstore.errors import EmbeddedServerError
-from tests.support.programs import program
+from tests.support.programs import eventually, program
 from tests.support.servers import SETTINGS
 
 
@@ -36,6 +36,14 @@ def test_the_programs_named_do_not_work(monkeypatch: pytest.MonkeyPatch, home: P
     monkeypatch.setenv("LOGSTORE_PG_BIN", str(home))
     with pytest.raises(EmbeddedServerError, match=str(home)):
         EmbeddedServer(home, SETTINGS).start_or_join()
+
+
+def test_the_programs_may_be_named_from_here(monkeypatch: pytest.MonkeyPatch, used_home: Path) -> None:
+    found = binaries.find()
+    monkeypatch.chdir(found.directory.parent)
+    monkeypatch.setenv("LOGSTORE_PG_BIN", found.directory.name)
+    with EmbeddedServer(used_home, SETTINGS).start_or_join() as handle:
+        assert handle.status.running
 
 
 def test_the_programs_are_too_old(home: Path) -> None:
@@ -189,6 +197,14 @@ def test_a_supervisor_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, ho
         EmbeddedServer(home).start_or_join()
 
 
+def uses(home: Path) -> bool:
+    """Somebody holds a share of ``users.lock``."""
+    if not (home / "users.lock").exists():
+        return False
+    with Lock(home / "users.lock") as lock:
+        return not lock.take()
+
+
 def test_ctrl_c_while_somebody_else_starts_it(home: Path) -> None:
     """Waiting for another process's start is interrupted at once."""
     with Lock(home / "starting.lock") as starting:
@@ -203,7 +219,6 @@ def test_ctrl_c_while_somebody_else_starts_it(home: Path) -> None:
         with program(text, home) as waiter:
             assert waiter.stdout is not None
             assert waiter.stdout.readline() == "go\n"
-            while not (home / "users.lock").exists():
-                pass
+            eventually(lambda: uses(home), "it waits")
             waiter.send_signal(signal.SIGINT)
             assert waiter.wait(10) == -signal.SIGINT

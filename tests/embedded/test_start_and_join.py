@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from logstore.embedded import EmbeddedServer
+from logstore.embedded import EmbeddedServer, ServerStatus
+from logstore.embedded.home import Lock
 from logstore.errors import EmbeddedServerError
 from tests.support.programs import eventually, line_of, lives, program
 from tests.support.servers import SETTINGS
@@ -196,6 +199,25 @@ def test_a_server_of_another_container_is_not_stopped_from_here(embedded_server:
             embedded_server.stop()
         assert lives(stranger.pid)
         embedded_server.home.write_status(handle.status)
+
+
+def test_a_supervisor_that_ends_just_now_is_not_taken_for_another_containers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory, and with it its command line, goes before its locks; a zombie has neither."""
+    server = EmbeddedServer(home)
+    terminate = EmbeddedServer._terminate
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended, Lock(server.home.supervisor) as lock:
+        eventually(lambda: not lives(ended.pid), "it has ended")
+        assert lock.take()
+        server.home.write_status(ServerStatus("stopping", str(home), supervisor_pid=ended.pid))
+
+        def then_let_go(self: EmbeddedServer, pid: int) -> None:
+            terminate(self, pid)
+            lock.close()
+
+        monkeypatch.setattr(EmbeddedServer, "_terminate", then_let_go)
+        assert server.stop()
 
 
 def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
