@@ -12,9 +12,9 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     foreach id in array topic_ids loop
-        if pg_try_advisory_lock(class, id) then
-            perform pg_advisory_unlock(class, id);
-        else
+        -- In one expression, in the middle of which nobody is cancelled: the session would keep the lock, and whoever
+        -- wants to wait for the topic would wait for that.
+        if not (case when pg_try_advisory_lock(class, id) then pg_advisory_unlock(class, id) else false end) then
             perform pg_notify(current_schema() || '_wake', id::text);
         end if;
     end loop;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.sqllog import Connect, Session, rows, value
+from tests.support.sqllog import Connect, Session, refused, rows, value
 
 
 def notified(listener: Session) -> list[str]:
@@ -55,6 +55,15 @@ def test_several_wait_and_several_wake(connect: Connect, session: Session) -> No
     session.execute("SELECT wake('{1}')")
     assert [notified(listener) for listener in listeners] == [["1"]] * 3
     assert rows(session, "SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") == []
+
+
+def test_who_is_cancelled_while_waking_keeps_nobody_from_waiting(session: Session, connect: Connect) -> None:
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    for after_ms in range(20, 28):
+        session.execute(f"SET statement_timeout = {after_ms}")
+        error = refused(session, "SELECT wake(array_fill(1, array[1000000]))")
+        assert error.sqlstate == "57014"
+        assert value(session, held) == 0
 
 
 def test_waking_is_not_worth_a_flush(session: Session) -> None:
