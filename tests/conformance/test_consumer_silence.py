@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from logstore.errors import LogstoreError
 from tests.support.appender import Appender
 from tests.support.colours import Colour
 from tests.support.programs import eventually
@@ -31,14 +33,24 @@ def test_silence_in_answer_to_a_request(
     colour: Colour, appender: Appender, proxy: Proxy, request_text: bytes, group: dict[str, Any]
 ) -> None:
     proxy.strike(Fault.SILENCE, request_text)
-    consumer = colour.consumer(
-        "t",
-        dsn=proxy.dsn,
-        auto_offset_reset="earliest",
-        request_timeout_ms=400,
-        reconnect_backoff_ms=1,
-        **group,
-    )
+    made: list[Any] = []
+
+    def began() -> bool:
+        with suppress(LogstoreError):  # it is not given long for that
+            made.append(
+                colour.consumer(
+                    "t",
+                    dsn=proxy.dsn,
+                    auto_offset_reset="earliest",
+                    request_timeout_ms=400,
+                    reconnect_backoff_ms=1,
+                    **group,
+                )
+            )
+        return made != []
+
+    eventually(began, "it has begun")
+    (consumer,) = made
     eventually(lambda: not consumer.poll(timeout_ms=10) and proxy.cuts == 1, "it was struck")
     appender.append("t", [b"x"])
     (record,) = read(consumer, 1)

@@ -221,7 +221,7 @@ def test_a_follower_that_lags_is_left_and_returned_to(
     consumer: Consumers, group: Group, log: Appender, topic: str
 ) -> None:
     follower = group.followers[0]
-    reader = consumer(group.leader, follower, max_replica_lag_ms=150)
+    reader = consumer(group.leader, follower, max_replica_lag_ms=400)
     eventually(reads_from(reader, follower), "it reads from the follower")
     with replay_paused(follower):
         log.append(topic, values(2))
@@ -238,12 +238,12 @@ def test_one_that_lags_is_left_for_another_and_not_begun_with(
 ) -> None:
     """Though it is the one of the rack."""
     first, second = group.followers
-    early = consumer(client_rack="s1", max_replica_lag_ms=150)
+    early = consumer(client_rack="s1", max_replica_lag_ms=400)
     eventually(reads_from(early, first), "it reads from the follower of its rack")
     with replay_paused(first):
         log.append(topic, values(2))
         assert [record.value for record in read(early, 2)] == values(2)
-        late = consumer(client_rack="s1", max_replica_lag_ms=150)
+        late = consumer(client_rack="s1", max_replica_lag_ms=400)
         lag = late._fetcher.replica.lag
         eventually(lambda: lag.behind_s > 0, "it has looked at the one of the rack")
         assert not of_follower(late)

@@ -308,12 +308,12 @@ def test_handler_that_blocks_everything_keeps_its_partitions(
     colour: Colour, member: Callable[..., Any], log: Appender, raw: Any
 ) -> None:
     """Longer than the session timeout, and in asyncio on the event loop itself."""
-    consumer = member("t", session_timeout_ms=500)
+    consumer = member("t", session_timeout_ms=1000)
     eventually(shared(consumer), "alone")
 
     def outlived() -> bool:
         row = raw.execute(
-            "SELECT lease_until > joined_at + interval '2 seconds' FROM logstore.group_members"
+            "SELECT lease_until > joined_at + interval '3 seconds' FROM logstore.group_members"
         ).fetchone()
         assert row is not None, "it was thrown out"
         return bool(row[0])

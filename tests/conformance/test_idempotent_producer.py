@@ -9,7 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from logstore.errors import DeliveryTimeoutError, OutOfOrderSequenceError, UnknownOutcomeError
+from logstore.errors import (
+    DeliveryTimeoutError,
+    OutOfOrderSequenceError,
+    UnknownOutcomeError,
+    UnknownTopicOrPartitionError,
+)
 from tests.support.appender import Appender
 from tests.support.colours import Colour
 from tests.support.log import blocked, records, terminate, waiting_for_a_lock, watch
@@ -21,7 +26,7 @@ pytestmark = pytest.mark.one_server
 
 ENOUGH_S = 60.0
 QUICK: dict[str, Any] = {"linger_ms": 0, "retry_backoff_ms": 1, "delivery_timeout_ms": 40_000}
-IMPATIENT: dict[str, Any] = {**QUICK, "request_timeout_ms": 300, "delivery_timeout_ms": 400}
+IMPATIENT: dict[str, Any] = {**QUICK, "request_timeout_ms": 600, "delivery_timeout_ms": 800}
 
 
 @pytest.fixture
@@ -34,6 +39,12 @@ def topic(appender: Appender) -> str:
 def proxy(database: str) -> Iterator[Proxy]:
     with Proxy(database) as made:
         yield made
+
+
+def connected(producer: Any) -> None:
+    """Wait until ``producer`` has a connection again: its records have little time."""
+    with pytest.raises(UnknownTopicOrPartitionError):
+        producer.partitions_for("nowhere")
 
 
 def values(database: str, partition: int = 0) -> list[bytes | None]:
@@ -213,6 +224,7 @@ def test_what_stays_unknown_is_told_so_and_the_next_epoch_begins(
     with pytest.raises(UnknownOutcomeError, match="not known whether 1 records"):
         lost.get(ENOUGH_S)
     proxy.cut_before_answer_to(None)
+    connected(producer)
     assert producer.send_and_wait(topic, b"after", partition=0).offset == 2
     assert values(database) == [b"before", b"watch for this", b"after"]
     assert numbers(database) == [(0, 0, 0), (0, 1, 1), (1, 0, 0)]
@@ -229,6 +241,7 @@ def test_what_never_left_is_a_failure(colour: Colour, database: str, topic: str,
     with pytest.raises(DeliveryTimeoutError):
         producer.send(topic, b"second", partition=0).get(ENOUGH_S)
     proxy.refuse(False)
+    connected(producer)
     assert producer.send_and_wait(topic, b"after", partition=0).offset == 1
     assert numbers(database) == [(0, 0, 0), (0, 1, 1)], "its number was free again"
 

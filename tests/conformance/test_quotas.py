@@ -25,6 +25,7 @@ from logstore.quotas import DEFAULT_ENTITY
 from logstore.records import TopicPartition
 from tests.support.appender import Appender, values
 from tests.support.colours import Colour
+from tests.support.programs import eventually
 from tests.support.reading import ENOUGH_MS, read
 
 ENOUGH_S = 60.0
@@ -60,13 +61,6 @@ def appended(appender: Appender) -> list[tuple[int, int]]:
     """When (the server's ms) each batch came, and how many bytes it has."""
     text = "SELECT append_time, size_bytes FROM logstore.batches ORDER BY append_time"
     return [(at, size) for at, size in appender.connection.run(Call(text, (), list, "batches"))]
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ENOUGH_S
-    while not what():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
 
 
 # -- setting
@@ -178,7 +172,7 @@ def test_a_throttled_producer_fills_its_buffer_and_gives_up_in_time(
         return False
 
     # Which may take it longer than it waits for room.
-    until(knows)
+    eventually(knows, "it knows the topic")
     assert producer.send_and_wait("t", b"x" * 5000).throttle_time_ms > 3000
     waiting = producer.send("t", b"y" * 5000)
     with pytest.raises(BufferExhaustedError):
@@ -197,7 +191,7 @@ def test_who_is_refused_waits_and_goes_on(
     producer = colour.producer(database, client_id="etl", retries=0)
     charge(appender, "produce", 20_000)
     future = producer.send("t", b"x")
-    until(lambda: producer.metrics()["produce-throttle-time-max"] > 10_000)
+    eventually(lambda: producer.metrics()["produce-throttle-time-max"] > 10_000, "it was told to wait")
     assert not future.done()
     alter(producer_byte_rate=None)
     assert future.get(ENOUGH_S).offset == 0, "it was no failed attempt, and it did not wait for 19 s"
@@ -227,7 +221,7 @@ def test_a_transaction_waits_before_it_writes(
     future = producer.send("t", b"last")
     with ThreadPoolExecutor(1) as pool:
         commit = pool.submit(producer.commit_transaction)
-        until(lambda: producer.metrics()["produce-throttle-time-max"] > 10_000)
+        eventually(lambda: producer.metrics()["produce-throttle-time-max"] > 10_000, "it was told to wait")
         assert not commit.done()
         alter(producer_byte_rate=10**9)
         commit.result(ENOUGH_S)
@@ -262,10 +256,11 @@ def test_consumers_together_keep_the_rate(
     rate = 15 * size
     alter(consumer_byte_rate=rate)
     charge(appender, "fetch", rate)
+    # From here on, because what a second allows gathers while the consumers are on their way.
+    began = time.monotonic()
 
     def consume(partition: int) -> tuple[float, dict[str, float]]:
         consumer = colour.consumer(dsn=database, client_id="etl", auto_offset_reset="earliest")
-        began = time.monotonic()
         consumer.assign([TopicPartition("t", partition)])
         assert len(read(consumer, 30)) == 30
         return time.monotonic() - began, dict(consumer.metrics())
@@ -306,7 +301,7 @@ def test_a_throttled_consumer_answers_and_ends_at_once(
     assert group.end_offsets([TopicPartition("t", 0)]) == {TopicPartition("t", 0): 20}
     with ThreadPoolExecutor(1) as pool:
         polling = pool.submit(group.poll, timeout_ms=ENOUGH_MS)
-        until(lambda: group.metrics()["fetch-throttle-time-max"] > 0)
+        eventually(lambda: group.metrics()["fetch-throttle-time-max"] > 0, "it was told to wait")
         alter(consumer_byte_rate=None)
         ((_, records),) = polling.result(ENOUGH_S).items()
     assert [record.offset for record in records] == list(range(10, 20))
@@ -324,7 +319,7 @@ def test_closing_does_not_wait_for_the_quota(
     assert len(read(consumer, 3)) == 3
     with ThreadPoolExecutor(1) as pool:
         polling: Any = pool.submit(consumer.poll, timeout_ms=ENOUGH_MS)
-        until(lambda: consumer.metrics()["fetch-throttle-time-max"] > 5_000)
+        eventually(lambda: consumer.metrics()["fetch-throttle-time-max"] > 5_000, "it was told to wait")
         consumer.close()
         assert polling.exception(ENOUGH_S / 2) is not None
 
@@ -350,7 +345,7 @@ def test_a_share_group_keeps_the_rate(
     appender.append("t", [b"last"])
     with ThreadPoolExecutor(1) as pool:
         polling = pool.submit(consumer.poll, timeout_ms=ENOUGH_MS)
-        until(lambda: consumer.metrics()["fetch-throttle-time-max"] > 10_000)
+        eventually(lambda: consumer.metrics()["fetch-throttle-time-max"] > 10_000, "it was told to wait")
         alter(consumer_byte_rate=None)
         ((records,),) = [polling.result(ENOUGH_S).values()]
     assert [record.value for record in records] == [b"last"]

@@ -25,6 +25,7 @@ from logstore.records import CREATE_TIME, TopicPartition
 from logstore.share import ACCEPT, REJECT, RELEASE, RENEW, ShareRecord
 from tests.support.appender import values
 from tests.support.colours import Colour
+from tests.support.log import terminate
 from tests.support.programs import eventually
 from tests.support.share import Queue, Row
 
@@ -317,13 +318,12 @@ def test_a_lost_connection_is_made_again(colour: Colour, queue: Queue) -> None:
     queue.append("t", values(4))
     consumer = share(colour, queue, client_id="victim")
     records = poll(consumer, max_records=2)
-    kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'victim'"
-    assert queue.one(kill) == 1
+    assert terminate(queue.dsn, "victim") == 1
     for record in records:
         consumer.acknowledge(record)
     consumer.commit()
     assert [row[0] for row in queue.rows()] == []
-    assert queue.one(kill) == 1
+    assert terminate(queue.dsn, "victim") == 1
     assert [record.offset for record in poll(consumer)] == [2, 3]
 
 
