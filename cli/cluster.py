@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from logstore.cli.arguments import assignments, confirm, yes_option
-from logstore.cli.failures import UNAVAILABLE
+from logstore.cli.failures import UNAVAILABLE, Unavailable
 from logstore.cli.output import Column, human_bytes, note, print_json, print_rows
 from logstore.cli.replicas import counts, summary_line
 from logstore.cli.root import Group, connection_options, output_option, settings
 
 if TYPE_CHECKING:
-    from logstore.cluster import ClusterStatus
+    from logstore.cluster import ClusterStatus, LocalCluster
 
 __all__ = ["cluster"]
 
@@ -73,28 +73,25 @@ def up(replicas: int | None, server_settings: dict[str, str], foreground: bool) 
     found = local.up(
         replicas, server_settings, schema=settings().schema, tell=(lambda _: None) if quiet else note
     )
-    if quiet:
-        print_json(_document(found))
-    else:
-        click.echo(f"export LOGSTORE_DSN='{found.dsn}'")
+    # Before whoever waits for the answer can know that there is something to interrupt.
+    with _staying(foreground) as stop:
+        if quiet:
+            print_json(_document(found))
+        else:
+            click.echo(f"export LOGSTORE_DSN='{found.dsn}'")
+        if stop is not None:
+            note("Ctrl-C stops it.")
+            stop.wait()
     if foreground:
-        _stay()
         local.down()
         note("stopped")
 
 
-def _stay() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    told = threading.Event()
+def _staying(foreground: bool) -> AbstractContextManager[threading.Event | None]:
+    """What Ctrl-C and SIGTERM set meanwhile; None: they do what they always do."""
+    from logstore.workers.stopping import stopped_by
 
-    def tell(_number: int, _frame: FrameType | None) -> None:
-        told.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    note("Ctrl-C stops it.")
-    told.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return stopped_by(signal.SIGINT, signal.SIGTERM) if foreground else nullcontext()
 
 
 @cluster.command(examples=("logstore cluster status", "logstore cluster status --output json"))
@@ -120,6 +117,16 @@ def status() -> None:
         raise click.exceptions.Exit(UNAVAILABLE)
 
 
+def _running() -> LocalCluster:
+    from logstore.cluster import LocalCluster
+
+    local = LocalCluster()
+    found = local.status()
+    if found.phase in ("absent", "stopped"):
+        raise Unavailable(f"No cluster runs in {found.home}. Start it with `logstore cluster up`.")
+    return local
+
+
 @cluster.command(examples=("logstore cluster kill leader", "logstore cluster kill pg2"))
 @click.argument("target", metavar="leader|follower|etcd|NAME")
 @output_option("text", "json")
@@ -129,10 +136,8 @@ def kill(target: str) -> None:
 
     It stays dead until `logstore cluster up`.  `follower` means one that is in sync.
     """
-    from logstore.cluster import LocalCluster
-
     _no_dsn("kill")
-    name = LocalCluster().kill(target)
+    name = _running().kill(target)
     if settings().output == "json":
         print_json({"killed": name})
     else:
@@ -145,10 +150,8 @@ def kill(target: str) -> None:
 @connection_options
 def switchover(to: str | None) -> None:
     """Let a follower lead, losing nothing."""
-    from logstore.cluster import LocalCluster
-
     _no_dsn("switchover")
-    before, after = LocalCluster().switchover(to)
+    before, after = _running().switchover(to)
     if settings().output == "json":
         print_json({"before": before, "leader": after})
     else:

@@ -42,6 +42,7 @@ __all__ = [
     "InputError",
     "Refused",
     "Terminated",
+    "Unavailable",
     "exit_code",
     "guarded",
     "redact",
@@ -116,6 +117,12 @@ class Refused(click.ClickException):
     """The command will not do this; trying again will not help."""
 
     exit_code = REFUSED
+
+
+class Unavailable(click.ClickException):
+    """What the command is for does not run; the same command may work later."""
+
+    exit_code = UNAVAILABLE
 
 
 class Terminated(KeyboardInterrupt):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -360,22 +358,10 @@ def _log(dsn: str | None, schema: str | None = None) -> Iterator[str]:
             resolved.keep.close()
 
 
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def _told_to_stop() -> contextlib.AbstractContextManager[threading.Event]:
     """Set by Ctrl-C and by SIGTERM; a second one ends the process."""
-    stop = threading.Event()
-
-    def tell(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
+    from logstore.workers.stopping import stopped_by
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return contextlib.nullcontext(threading.Event())
+    return stopped_by(signal.SIGINT, signal.SIGTERM, twice_ends=True)

@@ -13,16 +13,20 @@ __all__ = ["stopped_by"]
 
 
 @contextlib.contextmanager
-def stopped_by(*numbers: signal.Signals) -> Iterator[threading.Event]:
-    """An event that these signals set; main thread only.
+def stopped_by(*numbers: signal.Signals, twice_ends: bool = False) -> Iterator[threading.Event]:
+    """An event that these signals set; main thread only.  ``twice_ends``: a second one ends the process.
 
     A handler runs in the main thread, between any two of its instructions.  If it set the event there, while
     the main thread was about to wait for it, with the event's own lock in hand, it would wait for ever.
     """
     stop = threading.Event()
     reading, writing = os.pipe()
+    told: list[int] = []
 
-    def tell(_number: int, _frame: FrameType | None) -> None:
+    def tell(number: int, _frame: FrameType | None) -> None:
+        if told and twice_ends:
+            os._exit(128 + number)
+        told.append(number)
         os.write(writing, b"x")
 
     def hear() -> None:

@@ -90,3 +90,8 @@ def test_up_says_when_its_settings_come_too_late(cli: Cli, monkeypatch: pytest.M
     monkeypatch.setattr("logstore.cli.server.running_dsn", lambda: cli.dsn)
     assert "no effect" in cli("up", "--setting", "fsync=off").err
     assert cli("up").err == "stopped\n"
+
+
+@pytest.mark.parametrize("command", [("status",), ("kill", "leader"), ("switchover",)])
+def test_a_cluster_that_is_not_there_is_unavailable(cli: Cli, command: tuple[str, ...]) -> None:
+    assert "logstore cluster up" in cli("cluster", *command, code=5).err
