@@ -55,3 +55,4 @@ def test_silence_in_answer_to_a_request(
     appender.append("t", [b"x"])
     (record,) = read(consumer, 1)
     assert record.value == b"x"
+    consumer.close()  # while there is a server to tell
