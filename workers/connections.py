@@ -128,7 +128,9 @@ class Connection:
 
     def drop(self) -> None:
         """Break the connection, whatever it is doing.  Any thread may call it."""
-        _drop(self.raw)
+        with _guard:
+            if self.raw in _open:
+                _drop(self.raw)
 
     def _run(self, query: LiteralString, args: tuple[Any, ...]) -> list[Row]:
         text = sql.SQL(query).format(*[self._name] * query.count("{}"))
@@ -210,12 +212,13 @@ def drop_all(*, of: object = None, but: Connection | None = None) -> int:
     with _guard:
         spared = None if but is None else but.raw
         found = [raw for raw, owner in _open.items() if raw is not spared and (of is None or owner is of)]
-    for raw in found:
-        _drop(raw)
+        for raw in found:
+            _drop(raw)
     return len(found)
 
 
 def _drop(raw: Raw) -> None:
+    # With the guard: who closes one takes it off the list first, since its number may be another file's then.
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.pgconn.socket)) as copy:
         copy.shutdown(socket.SHUT_RDWR)
 

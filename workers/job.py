@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Result", "RunOnce", "idle", "wants_more", "words"]
+__all__ = ["Result", "RunOnce", "idle", "storable", "wants_more", "words"]
 
 
 @runtime_checkable
@@ -52,11 +52,16 @@ def wants_more(result: Result) -> bool:
     return bool(getattr(result, "more", False))
 
 
+def storable(text: str) -> str:
+    """``text`` as PostgreSQL can keep it: no zero bytes, nothing that is no Unicode."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(each) for each in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
-    return str(value)
+    return storable(str(value))

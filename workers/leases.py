@@ -16,6 +16,7 @@ from typing import Any, Final, LiteralString
 
 from logstore.errors import LogstoreError
 from logstore.workers.connections import Connection, Limits, drop_all, opened, owned
+from logstore.workers.job import storable
 
 __all__ = ["LEASE_S", "Leases", "Standing"]
 
@@ -90,7 +91,7 @@ class Leases:
             "SELECT {}.finish_job(%s, %s, %s, %s, %s)",
             self.worker_id,
             name,
-            summary,
+            None if summary is None else storable(summary),
             None if result is None else json.dumps(result),
             _ms(next_in_s),
         )

@@ -111,6 +111,7 @@ class Worker:
         self._grace_s = grace_s
         self._leases = Leases(dsn, schema, self._jobs)
         self._running: dict[str, threading.Event] = {}
+        self._over: set[str] = set()
         self._changed = threading.Condition()
         self._not_before: dict[str, float] = {}
         self._given_up: dict[str, float] = {}
@@ -182,6 +183,9 @@ class Worker:
         """
         self._begin()
         done = []
+        # Whoever tells us to stop may do so in the middle of a job.
+        ending = threading.Thread(target=self._break_off, name="ending", daemon=True)
+        ending.start()
         try:
             for job in self._jobs.values():
                 if self._stop.is_set():
@@ -193,6 +197,7 @@ class Worker:
                     done.append(self._carry_out(job, failures))
         finally:
             self._end()
+            ending.join()
         return done
 
     def _begin(self) -> None:
@@ -207,10 +212,7 @@ class Worker:
     def _end(self) -> None:
         self._stop.set()
         self._scheduler.shutdown(wait=False)
-        if not self._finished(self._grace_s):
-            dropped = connections.drop_all(but=self._leases.connection)
-            self._journal.note(f"{', '.join(self.running)}: broken off; {dropped} connections dropped")
-            self._finished(END_S)
+        self._break_off()
         # A server that does not answer must not keep us. The others take over when the leases have run out.
         leaving = threading.Thread(target=self._leave, name="leaving", daemon=True)
         leaving.start()
@@ -218,6 +220,14 @@ class Worker:
         if leaving.is_alive():
             connections.drop_all()
         self._journal.note(f"worker {self.worker_id} ends")
+
+    def _break_off(self) -> None:
+        """Once told to stop: have what runs end, by force if need be."""
+        self._stop.wait()
+        if not self._finished(self._grace_s):
+            dropped = connections.drop_all(but=self._leases.connection)
+            self._journal.note(f"{', '.join(self.running)}: broken off; {dropped} connections dropped")
+            self._finished(END_S)
 
     def _leave(self) -> None:
         with contextlib.suppress(LogstoreError):
@@ -247,8 +257,10 @@ class Worker:
         if now < self._retry_at:
             return
         say = now - self._said_at >= SAY_S and not self._stop.is_set()
+        with self._changed:
+            running = dict(self._running)
         try:
-            standings = self._leases.beat(self.running, say=say)
+            standings = self._leases.beat(sorted(running), say=say)
         except LogstoreError as error:
             self._silence_s = min(LONGEST_SILENCE_S, max(1.0, self._silence_s * 2))
             self._retry_at = time.monotonic() + self._silence_s
@@ -267,7 +279,7 @@ class Worker:
             return
         self._complain("")
         for standing in standings:
-            self._adjust(standing)
+            self._adjust(standing, running.get(standing.name))
 
     def _complain(self, text: str) -> None:
         """Say what is wrong, once; and that it is over."""
@@ -275,7 +287,8 @@ class Worker:
             self._journal.note(text or "all is well again", level="warning" if text else "info")
         self._complaint = text
 
-    def _adjust(self, standing: Standing) -> None:
+    def _adjust(self, standing: Standing, asked: threading.Event | None) -> None:
+        """Go by how a job stands; ``asked``: its run for which that was asked."""
         if standing.cron is not None:
             self._store(standing.name, lambda: Cron(standing.cron or ""))
         elif standing.every_ms is not None:
@@ -284,8 +297,10 @@ class Worker:
             self._stored.pop(standing.name, None)
         with self._changed:
             run = self._running.get(standing.name)
+            # What was begun since then, or has been told to be over, says nothing of a lease that was lost.
+            lost = run is asked and standing.name not in self._over and not standing.mine
         if run is not None:
-            if not standing.mine:
+            if lost:
                 self._give_up(standing.name, run)
             return
         if self._stop.is_set() or self._scheduler.get_job(standing.name) is None:
@@ -339,33 +354,40 @@ class Worker:
             self._running[job.name] = stop
         if self._stop.is_set():
             stop.set()
+        try:
+            run = self._came_to(job, failures, stop)
+            with self._changed:
+                self._over.add(job.name)
+            # Else the lease runs out by itself, and the run is repeated.
+            with contextlib.suppress(LogstoreError):
+                self._leases.finish(
+                    job.name,
+                    None if run.outcome == "broken off" else run.summary,
+                    run.result if run.outcome == "ok" else None,
+                    run.next_in_s,
+                )
+            self._count(run)
+        finally:
+            with self._changed:
+                del self._running[job.name]
+                self._over.discard(job.name)
+                self._changed.notify_all()
+        self._journal.finished(run)
+        return run
+
+    def _came_to(self, job: Job, failures: int, stop: threading.Event) -> Finished:
         began = time.monotonic()
         try:
             with connections.owned(stop):
                 result = job.run_once(self._dsn, self._schema, stop=stop)
-        except Exception as error:
-            run = self._failed(job, error, failures, time.monotonic() - began, stop)
-        else:
             seconds = time.monotonic() - began
             at_once = wants_more(result) or stop.is_set()
             next_s = 0.0 if at_once else self.schedule(job).next_in_s(datetime.now(UTC)) - seconds
-            run = Finished(
+            return Finished(
                 job.name, "ok", seconds, result.summary(), words(result), idle(result), max(0.0, next_s)
             )
-        # Else the lease runs out by itself, and the run is repeated.
-        with contextlib.suppress(LogstoreError):
-            self._leases.finish(
-                job.name,
-                None if run.outcome == "broken off" else run.summary,
-                run.result if run.outcome == "ok" else None,
-                run.next_in_s,
-            )
-        self._count(run)
-        with self._changed:
-            del self._running[job.name]
-            self._changed.notify_all()
-        self._journal.finished(run)
-        return run
+        except Exception as error:
+            return self._failed(job, error, failures, time.monotonic() - began, stop)
 
     def _failed(
         self, job: Job, error: Exception, failures: int, seconds: float, stop: threading.Event

@@ -85,8 +85,6 @@ def test_a_killed_worker_is_replaced_and_its_statement_ends(slow: str) -> None:
             eventually(lambda: watch(slow, SLEEPING) == 1, "the statement of the first one ends")
             # That is also told: one failure in a row.
             assert job(slow, "failures") == 1
-            # Not before the lease had run out, and within ten seconds, by the server's clock.
-            assert job(slow, "now() - started_at < interval '10 s'")
 
 
 def test_a_stopped_worker_is_replaced_and_goes_on_later(slow: str) -> None:

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,9 @@ def test_a_job_is_run_again_and_again_and_says_what_it_came_to(bench: Bench) -> 
     assert (line["job"], line["outcome"], line["summary"]) == ("job", "ok", "3 things")
 
 
-def test_of_several_workers_one_runs_a_job_at_a_time(bench: Bench) -> None:
+def test_of_several_workers_one_runs_a_job_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # None is lost because this process had to wait for a processor.
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
     at_it: list[int] = []
     most: list[int] = []
     enough = threading.Event()
@@ -173,22 +176,25 @@ def test_what_is_not_wanted_is_not_run(bench: Bench) -> None:
 
 
 def test_schedules_may_be_changed_while_it_runs(bench: Bench) -> None:
-    with psycopg.connect(bench.dsn, autocommit=True) as connection:
-        with bench.working(job("job", lambda *_: Came(), every_s=1000)) as worker:
-            eventually(lambda: worker.tallies["job"].runs == 1, "the first run")
-            connection.execute("SELECT logstore.schedule_job('job', null, 100, 0)")
-            eventually(lambda: worker.tallies["job"].runs >= 4, "runs at the new interval")
-            connection.execute("SELECT logstore.pause_job('job', true)")
-            eventually(lambda: worker.running == [], "the end of the last one")
-            before = bench.state("runs")
-            connection.execute("SELECT logstore.hasten_job('job')")
-            assert bench.state("state") == "paused"
-            assert bench.state("runs") <= before + 1
-            connection.execute("SELECT logstore.schedule_job('job', '* * * * *', null, 0)")
-            connection.execute("SELECT logstore.pause_job('job', false)")
-            runs = worker.tallies["job"].runs
-            eventually(lambda: worker.tallies["job"].runs > runs, "a run after the pause")
-        assert 0 < bench.finished()[-1]["next_in_seconds"] <= 60
+    with (
+        psycopg.connect(bench.dsn, autocommit=True) as connection,
+        bench.working(job("job", lambda *_: Came(), every_s=1000)) as worker,
+    ):
+        eventually(lambda: worker.tallies["job"].runs == 1, "the first run")
+        connection.execute("SELECT logstore.schedule_job('job', null, 100, 0)")
+        eventually(lambda: worker.tallies["job"].runs >= 4, "runs at the new interval")
+        connection.execute("SELECT logstore.pause_job('job', true)")
+        eventually(lambda: worker.running == [], "the end of the last one")
+        before = bench.state("runs")
+        connection.execute("SELECT logstore.hasten_job('job')")
+        assert bench.state("state") == "paused"
+        assert bench.state("runs") <= before + 1
+        connection.execute("SELECT logstore.schedule_job('job', '* * * * *', null, 0)")
+        connection.execute("SELECT logstore.pause_job('job', false)")
+        runs = worker.tallies["job"].runs
+        eventually(lambda: worker.tallies["job"].runs > runs, "a run after the pause")
+        within_a_minute = "next_run > now() AND next_run <= now() + interval '1 minute'"
+        eventually(lambda: bool(bench.state(within_a_minute)), "the next one is at the full minute")
 
 
 def test_its_own_schedules_win(bench: Bench) -> None:
@@ -223,12 +229,64 @@ def test_who_loses_the_lease_in_the_middle_of_a_long_statement_is_free_again(ben
 
     with bench.working(job("job", run), job("other", lambda *_: Came()), grace_s=0.1) as worker:
         eventually(lambda: worker.running == ["job"], "it runs")
-        with psycopg.connect(bench.dsn) as connection:
-            connection.execute("UPDATE logstore.worker_job SET holder = 'somebody' WHERE name = 'job'")
-        eventually(lambda: worker.running == [], "it does not run any more")
-        # Somebody is lost as well.
-        eventually(lambda: worker.running == ["job"], "it runs again")
+        with psycopg.connect(bench.dsn, autocommit=True) as connection:
+            lose = "UPDATE logstore.worker_job SET holder = 'somebody', lease_until = %s WHERE name = 'job'"
+            connection.execute(lose, ["infinity"])
+            eventually(lambda: worker.running in ([], ["other"]), "it does not run any more")
+            # Somebody is lost as well.
+            connection.execute(lose, ["now"])
+        eventually(lambda: "job" in worker.running, "it runs again")
         assert worker.tallies["other"].failures == 0
+
+
+def test_an_answer_that_came_late_takes_no_lease_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked before the run began, or is answered after it was told to be over, is no news of it."""
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
+    beat, finish = leases.Leases.beat, leases.Leases.finish
+    began = threading.Event()
+    ticks = threading.Semaphore(0)
+    given_up: list[bool] = []
+
+    def late(*arguments: Any, **options: Any) -> list[leases.Standing]:
+        answer = beat(*arguments, **options)
+        assert began.wait(30)
+        return answer
+
+    def tick_between(*arguments: Any) -> None:
+        finish(*arguments)
+        for _ in range(3):
+            assert ticks.acquire(timeout=30)
+
+    def run(_dsn: str, stop: threading.Event) -> Came:
+        began.set()
+        for _ in range(3):
+            assert ticks.acquire(timeout=30)
+        given_up.append(stop.is_set())
+        return Came()
+
+    monkeypatch.setattr(leases.Leases, "beat", late)
+    monkeypatch.setattr(leases.Leases, "finish", tick_between)
+    made = Worker(
+        bench.dsn,
+        "logstore",
+        {"job": job("job", run)},
+        journal=Journal(stream=bench.journal),
+        on_tick=ticks.release,
+    )
+    assert [each.outcome for each in made.once()] == ["ok"]
+    assert given_up == [False]
+    assert "lease was lost" not in bench.journal.getvalue()
+
+
+def test_a_failure_may_say_what_the_database_cannot_keep(bench: Bench) -> None:
+    def run(_dsn: str, _stop: threading.Event) -> Came:
+        raise ServerBusyError("zero \0 and \udcff")
+
+    with bench.working(job("job", run)) as worker:
+        eventually(lambda: worker.tallies["job"].failures >= 1, "a failure")
+        eventually(lambda: worker.running == [], "the end of the run")
+    assert bench.state("summary") == "zero \ufffd and ?"
+    assert bench.state("state") == "failing"
 
 
 def test_told_to_stop_it_lets_a_step_finish(bench: Bench) -> None:
@@ -285,6 +343,9 @@ def test_a_log_that_is_upgraded_under_it_is_left_alone(bench: Bench) -> None:
         with psycopg.connect(bench.dsn) as connection:
             connection.execute("UPDATE logstore.alembic_version SET version_num = '9999'")
         eventually(lambda: "revision 9999" in bench.journal.getvalue(), "a complaint")
+        # One that was about to begin has begun by then.
+        ticks.clear()
+        eventually(lambda: len(ticks) > 3, "some ticks")
         eventually(lambda: worker.running == [], "the end of what ran")
         runs = worker.tallies["job"].runs
         ticks.clear()
@@ -311,7 +372,6 @@ def test_a_server_that_does_not_answer_is_taken_for_gone(
 ) -> None:
     if server.home is None:
         pytest.skip("the server's processes are somebody else's")
-    monkeypatch.setattr(module, "HUNG_S", 0.2)
     monkeypatch.setattr(module, "LONGEST_SILENCE_S", 0.1)
     own = (
         "SELECT pid FROM pg_stat_activity "
@@ -321,6 +381,8 @@ def test_a_server_that_does_not_answer_is_taken_for_gone(
         eventually(lambda: worker.tallies["job"].runs >= 1, "a run")
         backend = watch(bench.dsn, own)
         os.kill(backend, signal.SIGSTOP)
+        # Not before: it would have another backend if this process had to wait for a processor.
+        monkeypatch.setattr(module, "HUNG_S", 0.2)
         try:
             runs = worker.tallies["job"].runs
             eventually(lambda: worker.tallies["job"].runs > runs + 1, "more runs, on another connection")
@@ -354,7 +416,41 @@ def test_once(bench: Bench) -> None:
     assert "one: ok in" in bench.journal.getvalue()
 
 
-def test_once_leaves_out_what_another_worker_runs(bench: Bench) -> None:
+def test_once_may_be_told_to_stop_in_the_middle_of_a_job(bench: Bench) -> None:
+    began = threading.Event()
+    stop = threading.Event()
+
+    def run(_dsn: str, stopped: threading.Event) -> Came:
+        began.set()
+        return Came(int(stopped.wait(20)))
+
+    jobs = {name: job(name, run) for name in ("one", "two")}
+    made = Worker(bench.dsn, "logstore", jobs, journal=Journal(stream=bench.journal), stop=stop)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(made.once)
+        assert began.wait(30)
+        stop.set()
+        assert [(each.job, each.result["things"]) for each in running.result(30)] == [("one", 1)]
+
+
+def test_once_breaks_off_what_does_not_end(bench: Bench) -> None:
+    def run(dsn: str, _stop: threading.Event) -> Came:
+        with opened(dsn, "logstore", "sleeper", Limits(statement_timeout_ms=0)) as connection:
+            stop.set()
+            connection.rows("SELECT pg_sleep(20)")
+        return Came()
+
+    stop = threading.Event()
+    made = Worker(
+        bench.dsn, "logstore", {"job": job("job", run)}, journal=Journal(stream=bench.journal), stop=stop,
+        grace_s=0.1,
+    )  # fmt: skip
+    assert [each.outcome for each in made.once()] == ["broken off"]
+
+
+def test_once_leaves_out_what_another_worker_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is not to run out meanwhile.
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
     other = leases.Leases(bench.dsn, "logstore", ["one"])
     other.claim("one", at_once=True)
     made = Worker(
