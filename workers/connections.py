@@ -117,14 +117,18 @@ class Connection:
             self.raw.execute(statement.encode() if isinstance(statement, str) else statement)
 
     def alone(self, purpose: str) -> bool:
-        """Nobody else has this log's lock of that purpose, and now it is ours until the connection closes.
+        """Nobody else has this log's lock of that purpose, and now it is ours until :meth:`shared`.
 
-        For direct connections: a pooler lends them to others.
+        Or until the connection closes.  For direct connections: a pooler lends them to others.
         """
         found = self.value(
             "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", f"logstore {purpose}", self.schema
         )
         return bool(found)
+
+    def shared(self, purpose: str) -> None:
+        """Give that lock back."""
+        self.rows("SELECT pg_advisory_unlock(hashtext(%s), hashtext(%s))", f"logstore {purpose}", self.schema)
 
     def drop(self) -> None:
         """Break the connection, whatever it is doing.  Any thread may call it."""

@@ -79,6 +79,8 @@ def run_once(
         connection.rows("SELECT set_config('synchronous_commit', 'off', false)")
         segments, freed, in_use, rested_s = _segments(connection, lock_timeout_ms, stop)
         keep(connection)
+        # Closing gives it back as well, but when the server comes to it: the next run may be there before.
+        connection.shared("reclaim")
     return Reclaimed(dropped, waiting, segments, freed, in_use, rested_s)
 
 

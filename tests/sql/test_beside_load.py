@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psycopg
 import pytest
 
 from logstore.workers import reclaim
@@ -118,8 +120,25 @@ def test_only_one_reclaims(connect: Connect, session: Session, log_dsn: str) -> 
     other = connect()
     other.execute("SELECT pg_advisory_lock(hashtext('logstore reclaim'), hashtext('logstore'))")
     assert reclaim.run_once(log_dsn) == reclaim.Reclaimed((), ())
-    other.close()
+    other.execute("SELECT pg_advisory_unlock_all()")
     assert len(reclaim.run_once(log_dsn).dropped) == 1
+
+
+def test_who_has_reclaimed_leaves_it_to_the_next_at_once(
+    session: Session, log_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the server has seen that the connection is closed."""
+    left_open: list[psycopg.Connection[Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Connection, "close", lambda self: left_open.append(self))
+        found = []
+        for name in ("t", "u"):
+            create(session, name)
+            session.execute("SELECT delete_topic(%s)", (name,))
+            found.append(len(reclaim.run_once(log_dsn).dropped))
+    for connection in left_open:
+        connection.close()
+    assert found == [1, 1]
 
 
 def test_a_view_somebody_reads_makes_room_for_the_next_topic_of_its_name(
