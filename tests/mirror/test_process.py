@@ -69,12 +69,15 @@ def test_ends_when_told_to(both: Both) -> None:
     command = [sys.executable, "-m", "logstore.cli", "mirror", "run", "--from", both.link.source,
                "--to", both.link.target, "--interval", "10ms", "--output", "json"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["records"] == 3
-        both.append("t", values(2))
-        assert json.loads(process.stdout.readline())["records"] == 2
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["records"] == 3
+            both.append("t", values(2))
+            assert json.loads(process.stdout.readline())["records"] == 2
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert both.differences() == []
 
 

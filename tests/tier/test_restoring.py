@@ -28,10 +28,17 @@ def everything(log: TieredLog) -> list[Any]:
 
 
 def consumed(log: TieredLog) -> list[Any]:
-    with logstore.Consumer(
-        "t", dsn=log.dsn, auto_offset_reset="earliest", consumer_timeout_ms=200
-    ) as consumer:
-        return sorted(shape(record) for record in consumer)
+    """What a consumer gets until it has come to the end."""
+    found: list[Any] = []
+    with logstore.Consumer(dsn=log.dsn, auto_offset_reset="earliest") as consumer:
+        parts = [logstore.TopicPartition("t", partition) for partition in log.records]
+        consumer.assign(parts)
+        ends = consumer.end_offsets(parts)
+        while any(consumer.position(part) < ends[part] for part in parts):
+            polled = consumer.poll(timeout_ms=20_000)
+            assert polled, f"nothing came after {len(found)} records"
+            found += [shape(record) for records in polled.values() for record in records]
+    return sorted(found)
 
 
 def local(log: TieredLog) -> list[tuple[Any, ...]]:
