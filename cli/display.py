@@ -26,6 +26,7 @@ __all__ = [
     "escape_controls",
     "json_formatter",
     "raw_formatter",
+    "safe",
     "template_formatter",
     "text_formatter",
 ]

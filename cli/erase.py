@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from logstore.cli.arguments import confirm, topic_argument, yes_option
 from logstore.cli.clients import open_admin
+from logstore.cli.display import safe
 from logstore.cli.output import Column, human_count, print_json, print_rows
 from logstore.cli.root import Command, connection_options, output_option, settings
 from logstore.cli.timespec import format_time
@@ -14,6 +17,10 @@ from logstore.erasures import Erasure
 __all__ = ["erase"]
 
 CANNOT_REACH = "It cannot reach the write-ahead log, backups, and copies in other topics."
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
 
 
 @click.command(
@@ -25,13 +32,13 @@ CANNOT_REACH = "It cannot reach the write-ahead log, backups, and copies in othe
     ),
 )
 @topic_argument()
-@click.option("-k", "--key", metavar="KEY", help="The key, in UTF-8.")
+@click.option("-k", "--key", metavar="KEY", callback=_bytes, help="The key.")
 @click.option("--list", "listing", is_flag=True, help="Show what was to be erased, and how far that is.")
 @click.option("--now", is_flag=True, help="Do it now, instead of leaving it to a worker.")
 @yes_option
 @output_option()
 @connection_options
-def erase(topic: str, key: str | None, listing: bool, now: bool, yes: bool) -> None:
+def erase(topic: str, key: bytes | None, listing: bool, now: bool, yes: bool) -> None:
     """Erase every record of a key from a topic.
 
     A worker writes the segments that have the key anew, without it; offsets stay valid, records with the key
@@ -43,7 +50,9 @@ def erase(topic: str, key: str | None, listing: bool, now: bool, yes: bool) -> N
     with open_admin() as admin:
         if key is not None:
             admin.describe_topic(topic)
-            confirm(f"Erase every record with the key {key} from {topic} for good?  {CANNOT_REACH}", yes=yes)
+            confirm(
+                f"Erase every record with the key {safe(key)} from {topic} for good?  {CANNOT_REACH}", yes=yes
+            )
             erasure_id = admin.erase_key(topic, key)
             if now and admin.dsn is not None:
                 _do_it(admin.dsn)

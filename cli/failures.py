@@ -145,6 +145,8 @@ def exit_code(error: BaseException) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    if isinstance(error, UnicodeError):
+        return USAGE
     for cls in type(error).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__]
@@ -235,6 +237,8 @@ def _one_line(error: BaseException) -> str:
         return _sentences(error.format_message(), f"See `{command} --help`.")
     if isinstance(error, click.ClickException):
         return _joined(error.format_message())
+    if isinstance(error, UnicodeError):
+        return f"What was typed, or a file that is read, is not UTF-8: {error}."
     text = _sentences(getattr(error, "message", str(error)), getattr(error, "advice", ""))
     if getattr(type(error), "retriable", None) is None:
         # Not one of ours: a bug, or the operating system's.  Say what it is.

@@ -233,12 +233,13 @@ group.add_command(reset_offsets)
 @connection_options
 def delete(groups: Sequence[str], yes: bool) -> None:
     """Delete groups and what they have committed."""
+    groups = list(dict.fromkeys(groups))
     with open_admin() as admin:
         admin.describe_groups(groups)
         confirm(f"Delete {', '.join(groups)} with all committed offsets?", yes=yes)
         admin.delete_groups(groups)
     if settings().output == "json":
-        print_json({"deleted": list(groups)})
+        print_json({"deleted": groups})
         return
     for name in groups:
         click.echo(f"{name}: deleted")

@@ -70,8 +70,8 @@ def json_parser(*, keep_partition: bool = True) -> Parser:
     def parse(line: bytes, number: int) -> Line:
         try:
             fields = json.loads(line)
-        except ValueError as error:
-            reason = getattr(error, "msg", None) or "not UTF-8"
+        except (ValueError, RecursionError) as error:
+            reason = _reason(error)
             raise InputError(f"Line {number}: not JSON ({reason}): {_shown(line)}") from None
         if not isinstance(fields, dict):
             raise InputError(
@@ -91,6 +91,15 @@ def json_parser(*, keep_partition: bool = True) -> Parser:
             raise InputError(f"Line {number}: {error}") from None
 
     return parse
+
+
+def _reason(error: Exception) -> str:
+    """Why a line is no JSON that can be read."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
 def _refuse_unknown(fields: dict[str, Any], number: int) -> None:

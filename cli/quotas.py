@@ -23,7 +23,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "g
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?(?:/s)?", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmg]i?|)b?(?:/s)?", text.strip().lower())
     if found is None:
         raise click.BadParameter(
             f"{text!r} is not bytes a second, such as 500000, 500kB or 2MiB.", ctx, param

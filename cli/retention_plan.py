@@ -150,7 +150,9 @@ def plans(connection: Connection, topics: Sequence[str]) -> list[TopicPlan]:
         [list(topics) or None, list(topics)],
     ).fetchall()
     if unknown := sorted(set(topics) - {name for name, *_ in rows}):
-        raise UnknownTopicOrPartitionError(f"There is no topic {unknown[0]!r}.")
+        raise UnknownTopicOrPartitionError(
+            f"There is no topic {unknown[0]!r}.", details={"topic": unknown[0]}
+        )
     found = []
     for name, topic_id, active, old, configs, warnings in rows:
         parts = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from logstore.cli.cells import csv_cell, json_cell, table_cell
+from logstore.cli.cells import csv_cell, json_text, table_cell
 from logstore.cli.output import Column, human_count, note, print_csv, print_rows
 from logstore.cli.query import connected, numeric_types, search_path
 from logstore.cli.root import Command, connection_options, output_option, settings
@@ -75,6 +74,9 @@ def sql(statement: str | None, source: IO[str] | None, limit: int) -> None:
             raise click.exceptions.Exit(_open_psql(dsn))
         if not statement.strip():
             raise click.UsageError("The statement is empty.", click.get_current_context())
+        if "\0" in statement:
+            # The server would see what stands before it, and run that.
+            raise click.UsageError("There is a null character in the statement.", click.get_current_context())
         _run(dsn, statement, limit)
 
 
@@ -155,7 +157,7 @@ def _print_json_rows(columns: Sequence[str], rows: Iterator[Sequence[Any]]) -> N
     out.write("[")
     for number, row in enumerate(rows):
         out.write(",\n" if number else "\n")
-        out.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=json_cell))
+        out.write(json_text(dict(zip(columns, row, strict=True))))
     out.write("\n]\n")
 
 

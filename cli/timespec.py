@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
@@ -11,6 +11,7 @@ import click
 __all__ = ["TIME", "Time", "format_time", "parse_time_ms"]
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
@@ -35,8 +36,8 @@ def parse_time_ms(text: str, now_ms: int) -> int:
 def format_time(milliseconds: int) -> str:
     """A time stamp for people and programs: ISO 8601 in UTC with milliseconds."""
     try:
-        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    except (OverflowError, ValueError, OSError):
+        moment = EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
         return f"{milliseconds} ms"
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -50,7 +51,7 @@ class Time(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_time_ms(str(value), round(datetime.now(UTC).timestamp() * 1000))
+            found = parse_time_ms(str(value), round(datetime.now(UTC).timestamp() * 1000))
         except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is not a time. Write 2026-11-22T10:00:00Z, 2026-11-22, now, milliseconds since "
@@ -58,6 +59,10 @@ class Time(click.ParamType[int]):
                 param,
                 ctx,
             )
+        if found < 0:
+            # To the log, -1 and so on are names: the end, the beginning.
+            self.fail(f"{value!r} is before 1970.", param, ctx)
+        return found
 
 
 TIME: Final = Time()

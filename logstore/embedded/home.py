@@ -192,9 +192,15 @@ class Home:
     def default(cls) -> Home:
         """``LOGSTORE_HOME``, else the user's data directory."""
         chosen = os.environ.get("LOGSTORE_HOME")
-        return cls(
-            Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("logstore"))
-        )
+        if not chosen:
+            return cls(Path(platformdirs.user_data_dir("logstore")))
+        try:
+            return cls(Path(chosen).expanduser().absolute())
+        except RuntimeError as exc:
+            raise EmbeddedServerError(
+                f"LOGSTORE_HOME is {chosen}, and there is no such user.",
+                advice="Set it to a directory you may write to, or give a DSN.",
+            ) from exc
 
     def create(self) -> None:
         """Make the directory, or raise :class:`EmbeddedServerError` saying why it cannot be used."""

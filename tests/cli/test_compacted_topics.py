@@ -20,6 +20,13 @@ def test_latest(cli: Cli) -> None:
     gone = cli("latest", "customers", "alice", code=1)
     assert gone.out == "" and "offset 3 of partition 0 is a tombstone" in gone.err
 
+    # A key is bytes; the shell may have typed some that are no text.
+    cli("produce", "customers", "--key", "\udcff", stdin="odd\n")
+    assert cli("latest", "customers", "\udcff").out == "0\t4\t\\xff\todd\n"
+    assert "the key \\xfe" in cli("latest", "customers", "\udcfe", code=1).err
+    cli("topic", "erase", "customers", "--key", "\udcff", "--now", "--yes")
+    cli("latest", "customers", "\udcff", code=1)
+
     refused = cli("produce", "customers", stdin="no key\n", code=4)
     assert "without a key" in refused.err
 

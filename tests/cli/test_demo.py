@@ -22,7 +22,7 @@ def test_the_demo_passes_and_says_so_twice(cli: Cli) -> None:
     assert len(report["partitions"]) == 4
     assert report["latency_ms"]["samples"] == 2000
     answers, visits, damaged = report["queries"]
-    assert {"status": "200", "requests": 9125, "clients": 1689}.items() <= answers["rows"][0].items() or True
+    assert {"status": "200", "requests": 9125, "clients": 1671}.items() <= answers["rows"][0].items()
     assert sum(row["requests"] for row in answers["rows"]) == 10_000
     assert visits["rows"][0]["client"] == "66.249.73.135"
     assert visits["rows"][0]["requests"] == 482

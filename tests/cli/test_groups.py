@@ -134,7 +134,7 @@ def test_deleting(cli: Cli, log: None) -> None:
     assert cli.json("group", "lag", "g") == []
     assert cli("group", "lag", "g").out == "Nothing is committed and nobody reads.\n"
     cli("group", "delete", "g", code=2)
-    assert cli("group", "delete", "g", "--yes").out == "g: deleted\n"
+    assert cli("group", "delete", "g", "g", "--yes").out == "g: deleted\n"
     cli("group", "delete", "g", "--yes", code=3)
     assert cli.json("group", "list") == []
 
@@ -168,7 +168,10 @@ def test_wrong_usage(cli: Cli, log: None, arguments: tuple[str, ...], said: str)
     assert committed(cli) == {0: 5}
 
 
-def test_wrong_plan(cli: Cli, log: None) -> None:
+def test_wrong_plan(cli: Cli, log: None, tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"orders,0,\xff\n")
+    assert "UTF-8" in cli("group", "reset-offsets", "g", "--from-file", str(binary), code=2).err
     for text in ("orders,0\n", "orders,x,1\n", "orders,0,1\norders,0,2\n", ",0,1\n"):
         cli("group", "reset-offsets", "g", "--from-file", "-", "--execute", stdin=text, code=2)
     cli("group", "reset-offsets", "g", "--from-file", "-", "--execute", stdin="orders,7,1\n", code=3)

@@ -57,7 +57,9 @@ def test_json_times_may_be_iso() -> None:
     ("line", "reason"),
     [
         (b"hello", "not JSON"),
-        (b"\xff", "not JSON"),
+        (b"\xff", "not JSON (not UTF-8)"),
+        (b'{"value": ' + b"[" * 100_000, "not JSON (nested too deeply)"),
+        (b'{"value": ' + b"1" * 5000 + b"}", "not JSON (a number with too many digits)"),
         (b"[1]", "not a JSON object"),
         (b'{"vlaue": 1}', "unknown field 'vlaue'. Did you mean 'value'?"),
         (b'{"value": "a", "value_base64": "YQ=="}', "value and value_base64 are both given"),

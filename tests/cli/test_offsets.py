@@ -65,6 +65,8 @@ WRONG = [
     (("offsets", "nothing"), 3, "nothing"),
     (("offsets", "orders", "-p", "5"), 3, "no partition 5: it has 2"),
     (("offsets", "orders", "--time", "soon"), 2, "soon"),
+    (("offsets", "orders", "--time", "1969-12-31T23:59:59.999Z"), 2, "before 1970"),
+    (("delete-records", "orders", "--before-time", "1969-12-31T23:59:59.999Z", "--yes"), 2, "before 1970"),
     (("delete-records", "nothing", "--all", "--yes"), 3, "nothing"),
     (("delete-records", "orders", "--yes"), 2, "one of"),
     (("delete-records", "orders", "--all", "--before-offset", "1"), 2, "one of"),

@@ -58,6 +58,7 @@ def test_quotas_are_set_listed_and_removed(cli: Cli) -> None:
         (("set", "--client-id", "a", "--default-client-id", "--fetch", "1"), "contradict"),
         (("set", "--client-id", "a", "--fetch", "fast"), "not bytes a second"),
         (("set", "--client-id", "a", "--fetch", "-5"), "not bytes a second"),
+        (("set", "--client-id", "a", "--fetch", "9" * 400), "not bytes a second"),
     ],
 )
 def test_nonsense_is_refused(cli: Cli, arguments: tuple[str, ...], says: str) -> None:

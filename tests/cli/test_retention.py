@@ -66,6 +66,7 @@ def test_only_the_topics_that_are_named(cli: Cli, topic: str) -> None:
     ]
     for arguments in (["run"], ["run", "--dry-run"], ["show"]):
         assert "nothing" in cli("retention", *arguments, "nothing", code=3).err
+    assert "Did you mean 'orders'?" in cli("retention", "show", "ordres", code=3).err
 
 
 def test_policies_are_shown_with_what_may_not_be_meant(cli: Cli, topic: str) -> None:

@@ -61,6 +61,19 @@ def test_every_type_has_a_form(orders: Cli) -> None:
     assert cells["nothing"] == ""
 
 
+def test_what_json_has_no_number_for_is_named_as_postgres_does(orders: Cli) -> None:
+    statement = (
+        "SELECT 'NaN'::float8 AS nan, '-Infinity'::float4 AS low, 'Infinity'::numeric AS high,"
+        " 'NaN'::numeric AS odd, ARRAY['NaN'::float8, 1] AS list, 1.5::float8 AS plain"
+    )
+    out = orders("sql", statement, "-o", "json").out
+    (row,) = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row == {
+        "nan": "NaN", "low": "-Infinity", "high": "Infinity", "odd": "NaN", "list": ["NaN", 1], "plain": 1.5,
+    }  # fmt: skip
+    assert orders("sql", statement, "-o", "csv").lines[1].startswith("NaN,-Infinity,Infinity,NaN,")
+
+
 def test_a_table_neither_cuts_nor_drives_the_terminal(orders: Cli) -> None:
     wide = orders("sql", "SELECT repeat('x', 5000) AS long, E'\\x1b[2J' AS hostile").out
     assert "x" * 5000 in wide
@@ -79,6 +92,8 @@ def test_statements_come_from_a_file_or_stdin_too(orders: Cli, tmp_path: Path) -
     path = tmp_path / "report.sql"
     path.write_text("SELECT 1 AS one")
     assert orders("sql", "--file", str(path), "-o", "csv").out == "one\n1\n"
+    path.write_bytes(b"SELECT '\xff'")
+    assert "UTF-8" in orders("sql", "--file", str(path), code=2).err
     assert orders("sql", "-o", "csv", stdin="SELECT 2 AS two").out == "two\n2\n"
 
 
@@ -99,6 +114,8 @@ WRONG = [
     (("",), 2, "empty"),
     (("SELECT 1", "--file", "-"), 2, "not both"),
     (("SELECT produce('nothing', 'k', 'v')",), 3, "nothing"),
+    (("SELECT 1\0 garbage",), 2, "null character"),
+    (("SELECT '\udcff'",), 2, "UTF-8"),
 ]
 
 

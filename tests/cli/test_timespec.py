@@ -35,4 +35,6 @@ def test_anything_else_is_no_time(text: str) -> None:
 
 def test_times_are_shown_in_utc() -> None:
     assert format_time(1_432_116_317_250) == "2015-05-20T10:05:17.250Z"
+    assert format_time(253_402_300_799_999) == "9999-12-31T23:59:59.999Z"
+    assert format_time(253_402_300_799_002) == "9999-12-31T23:59:59.002Z"
     assert format_time(2**62) == f"{2**62} ms"

@@ -223,6 +223,9 @@ def test_a_supervisor_that_ends_just_now_is_not_taken_for_another_containers(
 def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("LOGSTORE_HOME", str(home))
     assert EmbeddedServer().home.path == home
+    monkeypatch.setenv("LOGSTORE_HOME", "~nobody-of-this-name/log")
+    with pytest.raises(EmbeddedServerError, match="nobody-of-this-name"):
+        EmbeddedServer()
     monkeypatch.setenv("LOGSTORE_HOME", "")
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     assert EmbeddedServer().home.path.is_relative_to(home)
