@@ -87,11 +87,13 @@ def topic_configs(dsn: str) -> str:
 
 def exit_codes(docstring: str) -> str:
     """The table in the docstring of ``logstore.cli.failures``."""
-    rows = []
+    rows: list[list[str]] = []
     for line in docstring.splitlines():
         match = re.fullmatch(r"(\d+)\s+(.+)", line)
         if match:
-            rows.append((match[1], match[2].replace("``", "`")))
+            rows.append([match[1], match[2].replace("``", "`")])
+        elif rows and line.startswith("      "):
+            rows[-1][1] += " " + line.strip().replace("``", "`")
     return table(("code", "meaning"), rows)
 
 
