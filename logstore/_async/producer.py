@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from logstore._async.borrowed import run_borrowed
-from logstore._async.concurrency import breathe, start_at_once
+from logstore._async.concurrency import Mutex, breathe, start_at_once
 from logstore._async.futures import BulkFuture, SendFuture, StagedFuture, settled
 from logstore._async.lifetimes import living
 from logstore._async.sender import Sender
@@ -101,7 +101,10 @@ class AsyncProducer(Transacting):
         self._limits = self._accumulator.limits
         self._staging = StagingCalls(config.schema)
         self._identity: str | None = None
+        self._starting = Mutex()
         self._started = False
+        """It is connecting, or has."""
+        self._connected = False
         self._unusable: type[IllegalStateError] | None = None
         start_at_once(self)
 
@@ -112,15 +115,20 @@ class AsyncProducer(Transacting):
         and SchemaVersionError with the command to run, UnsupportedServerError.
         """
         self._check_usable()
-        if self._started:
+        if self._connected:
             return
-        self._started = True
-        try:
-            await self._sender.start()
-        except BaseException:
-            self._started = False
-            await self._session.close()
-            raise
+        async with self._starting:  # who comes second is told by the server itself if it does not answer
+            if self._connected:
+                return
+            self._check_usable()
+            self._started = True
+            try:
+                await self._sender.start()
+            except BaseException:
+                self._started = False
+                await self._session.close()
+                raise
+            self._connected = True
         living.add(self)
 
     async def send(
@@ -450,7 +458,7 @@ class AsyncProducer(Transacting):
         """The topic, if need be as soon as the server has been asked about it."""
         asked = False
         while True:
-            if not self._started:
+            if not self._connected:
                 await self.start()
             with self._lock:
                 self._check_usable()

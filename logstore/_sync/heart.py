@@ -125,6 +125,13 @@ class Heart:
                     self._wait(step.until - now)
                 else:
                     self._send(step)
+        except Exception as unexpected:
+            _log.exception("The heart of member %s failed.", self._member_id)
+            with self.lock:
+                membership.failed(
+                    LogstoreError(f"The member's heart failed: {unexpected!r}."), time.monotonic()
+                )
+            self._changed()
         finally:
             self._disconnect()
 

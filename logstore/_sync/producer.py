@@ -18,7 +18,7 @@ from logstore._core.queues import Topic
 from logstore._core.row_batch import RowBatch
 from logstore._core.staging_calls import StagedRecord, StagingCalls
 from logstore._sync.borrowed import run_borrowed
-from logstore._sync.concurrency import breathe, start_at_once
+from logstore._sync.concurrency import Mutex, breathe, start_at_once
 from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture, settled
 from logstore._sync.lifetimes import living
 from logstore._sync.sender import Sender
@@ -102,7 +102,10 @@ class Producer(Transacting):
         self._limits = self._accumulator.limits
         self._staging = StagingCalls(config.schema)
         self._identity: str | None = None
+        self._starting = Mutex()
         self._started = False
+        """It is connecting, or has."""
+        self._connected = False
         self._unusable: type[IllegalStateError] | None = None
         start_at_once(self)
 
@@ -113,15 +116,20 @@ class Producer(Transacting):
         and SchemaVersionError with the command to run, UnsupportedServerError.
         """
         self._check_usable()
-        if self._started:
+        if self._connected:
             return
-        self._started = True
-        try:
-            self._sender.start()
-        except BaseException:
-            self._started = False
-            self._session.close()
-            raise
+        with self._starting:  # who comes second is told by the server itself if it does not answer
+            if self._connected:
+                return
+            self._check_usable()
+            self._started = True
+            try:
+                self._sender.start()
+            except BaseException:
+                self._started = False
+                self._session.close()
+                raise
+            self._connected = True
         living.add(self)
 
     def send(
@@ -447,7 +455,7 @@ class Producer(Transacting):
         """The topic, if need be as soon as the server has been asked about it."""
         asked = False
         while True:
-            if not self._started:
+            if not self._connected:
                 self.start()
             with self._lock:
                 self._check_usable()

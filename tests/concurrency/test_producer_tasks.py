@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from logstore import AsyncProducer, AsyncSendFuture
-from logstore.errors import ClientClosedError
+from logstore.errors import ClientClosedError, ConnectionFailedError
 from tests.support import programs
 from tests.support.appender import Appender
 from tests.support.log import blocked, records, waiting_for_a_lock
@@ -155,6 +155,16 @@ def test_producer_starts_with_its_first_use_and_says_when_it_is_closed(
             await producer.send("t", b"v")
         unused = AsyncProducer(database)
         await unused.close()
+
+    run(main)
+
+
+def test_tasks_that_begin_at_once_are_all_told_that_there_is_no_server() -> None:
+    async def main() -> None:
+        producer = AsyncProducer("postgresql://alice@127.0.0.1:1/orders")
+        told = await asyncio.gather(*(producer.send("t", b"v") for _ in range(3)), return_exceptions=True)
+        assert [type(each) for each in told] == [ConnectionFailedError] * 3
+        await producer.close()
 
     run(main)
 

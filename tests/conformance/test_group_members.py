@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from logstore import ConsumerRebalanceListener
+from logstore._core.group_calls import GroupCalls
 from logstore.errors import (
     ConfigurationError,
     FencedInstanceIdError,
@@ -16,6 +17,7 @@ from logstore.errors import (
     InvalidArgumentError,
     InvalidGroupError,
     InvalidSubscriptionError,
+    LogstoreError,
 )
 from logstore.records import TopicPartition
 from tests.support.appender import Appender, values
@@ -362,6 +364,27 @@ def test_members_survive_a_lost_connection(member: Callable[..., Any], log: Appe
     eventually(beats_again, "the lease is renewed")
     log.append("t", values(1), 0)
     assert diary.entries == [("assigned", [0, 1, 2, 3])]
+
+
+def test_member_whose_heart_fails_says_so(
+    member: Callable[..., Any], log: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was: a member that is none any more must not wait for partitions for ever."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(GroupCalls, "heartbeat_group", fail)
+    consumer = member("t")
+
+    def said() -> bool:
+        try:
+            consumer.poll(timeout_ms=5)
+        except LogstoreError as error:
+            return "ZeroDivisionError" in str(error)
+        return False
+
+    eventually(said, "poll raises it")
 
 
 def test_enforced_rebalance_moves_nothing_that_is_even(member: Callable[..., Any], log: Appender) -> None:
