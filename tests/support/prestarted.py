@@ -34,6 +34,9 @@ __all__ = ["prestarted"]
 _NUMBER: Final = 8
 _CALLER: Final = """#!{python} -ISE
 import _signal, _socket, marshal, os, sys
+# Until there is somebody to pass them on to they wait.
+passed_on = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
+mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, passed_on)
 connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 connection.connect({address!r})
 order = marshal.dumps((sys.argv, dict(os.environb), os.getcwdb()))
@@ -42,9 +45,10 @@ connection.sendmsg([len(order).to_bytes(8, "big")], [(_socket.SOL_SOCKET, _socke
 while order:
     order = order[connection.send(order):]
 pid = int.from_bytes(connection.recv(8), "big")
-for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+for number in passed_on:
     if _signal.getsignal(number) != _signal.SIG_IGN:
         _signal.signal(number, lambda number, frame: os.kill(pid, number))
+_signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 code = os.waitstatus_to_exitcode(int.from_bytes(connection.recv(8), "big"))
 if code < 0:
     _signal.signal(-code, _signal.SIG_DFL)
@@ -98,13 +102,18 @@ def _serve(address: str) -> None:
             if listener.fileno() in ready:
                 caller, _ = listener.accept()
                 size, streams, _, _ = socket.recv_fds(caller, _NUMBER, 3)
+                if len(streams) < 3:
+                    # It has been killed already.
+                    caller.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     _become(caller, int.from_bytes(size, "big"), streams)
                 callers[pid] = caller
-                caller.sendall(pid.to_bytes(_NUMBER, "big"))
+                with contextlib.suppress(BrokenPipeError):
+                    caller.sendall(pid.to_bytes(_NUMBER, "big"))
                 for stream in streams:
                     os.close(stream)
 

@@ -69,5 +69,6 @@ def lives(pid: int) -> bool:
 
 def kill(pid: int) -> None:
     """kill -9."""
+    assert pid > 0, "0 would be all processes of the tests"
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
