@@ -115,20 +115,22 @@ class AsyncProducer(Transacting):
         and SchemaVersionError with the command to run, UnsupportedServerError.
         """
         self._check_usable()
-        if self._connected:
+        if not self._connected:
+            async with self._starting:
+                await self._connect()
+
+    async def _connect(self) -> None:
+        if self._connected:  # somebody was quicker
             return
-        async with self._starting:  # who comes second is told by the server itself if it does not answer
-            if self._connected:
-                return
-            self._check_usable()
-            self._started = True
-            try:
-                await self._sender.start()
-            except BaseException:
-                self._started = False
-                await self._session.close()
-                raise
-            self._connected = True
+        self._check_usable()
+        self._started = True
+        try:
+            await self._sender.start()
+        except BaseException:
+            self._started = False
+            await self._session.close()
+            raise
+        self._connected = True
         living.add(self)
 
     async def send(

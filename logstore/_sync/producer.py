@@ -116,20 +116,22 @@ class Producer(Transacting):
         and SchemaVersionError with the command to run, UnsupportedServerError.
         """
         self._check_usable()
-        if self._connected:
+        if not self._connected:
+            with self._starting:
+                self._connect()
+
+    def _connect(self) -> None:
+        if self._connected:  # somebody was quicker
             return
-        with self._starting:  # who comes second is told by the server itself if it does not answer
-            if self._connected:
-                return
-            self._check_usable()
-            self._started = True
-            try:
-                self._sender.start()
-            except BaseException:
-                self._started = False
-                self._session.close()
-                raise
-            self._connected = True
+        self._check_usable()
+        self._started = True
+        try:
+            self._sender.start()
+        except BaseException:
+            self._started = False
+            self._session.close()
+            raise
+        self._connected = True
         living.add(self)
 
     def send(
