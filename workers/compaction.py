@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from logstore.workers.connections import Connection, opened
+from logstore.workers.job import Attempts
 from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, advance
 
 __all__ = ["Compacted", "run_once"]
@@ -53,12 +54,13 @@ def run_once(
     that appends are not slowed down; ``max_records``: what one step, a transaction, reads at most.  Appends
     and reads never wait for it.  It may be killed anywhere: the next run goes on with the step that was not
     committed.  Of two at once, one works on a topic.  Raises what :func:`logstore.errors.from_server` makes
-    of the server's errors.
+    of the server's errors, after it has tried the other topics.
     """
     stop = stop or threading.Event()
     until = time.monotonic() + budget_s
     touched: dict[str, bool] = {}
     records = 0
+    attempts = Attempts()
     with opened(dsn, schema, "compaction", LIMITS) as connection:
         indexes = _mend_indexes(connection, stop)
         under_way = connection.rows("SELECT topic_id, topic FROM {}.rewrites ORDER BY started_at")
@@ -67,16 +69,18 @@ def run_once(
             if stop.is_set() or time.monotonic() >= until:
                 touched[topic] = False
                 break
-            if sources and not connection.value(
-                "SELECT {}.start_rewrite(%s, 'compact', %s)", topic_id, sources[0]
-            ):
-                continue
-            came_to = advance(
-                connection, topic_id, until=until, stop=stop, duty=duty, max_records=max_records
-            )
-            if came_to.steps:
-                touched[topic] = came_to.finished
-                records += came_to.records
+            with attempts.one():
+                if sources and not connection.value(
+                    "SELECT {}.start_rewrite(%s, 'compact', %s)", topic_id, sources[0]
+                ):
+                    continue
+                came_to = advance(
+                    connection, topic_id, until=until, stop=stop, duty=duty, max_records=max_records
+                )
+                if came_to.steps:
+                    touched[topic] = came_to.finished
+                    records += came_to.records
+    attempts.settle()
     finished = tuple(topic for topic, done in touched.items() if done)
     return Compacted(tuple(touched), finished, records, indexes, len(finished) < len(touched))
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from logstore.errors import RequestTimedOutError
 from logstore.workers.connections import Connection, opened
+from logstore.workers.job import Attempts
 from logstore.workers.rewriting import DUTY, LIMITS, MAX_RECORDS, Advance, advance
 
 __all__ = ["Erased", "run_once"]
@@ -59,6 +60,7 @@ def run_once(
     topics: list[str] = []
     searched = rewritten = finished = 0
     more = False
+    attempts = Attempts()
     with opened(dsn, schema, "erasure", LIMITS) as connection:
         for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_erase()"):
             if stop.is_set() or time.monotonic() >= until:
@@ -66,11 +68,13 @@ def run_once(
                 break
             topics.append(topic)
             run = _Run(connection, topic_id, until, stop, duty, max_records)
-            run.search()
+            with attempts.one():
+                run.search()
             searched += len(run.searched)
             rewritten += run.rewritten
             finished += run.finished
             more = more or run.more
+    attempts.settle()
     return Erased(tuple(topics), searched, rewritten, finished, more)
 
 

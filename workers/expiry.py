@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, LiteralString
 
 from logstore.workers.connections import Connection, opened
+from logstore.workers.job import Attempts
 
 __all__ = ["Expired", "run_once"]
 
@@ -67,12 +68,13 @@ def run_once(
     ``offsets_retention_minutes``: for groups without a setting of their own; a week, as in Kafka, and so are
     ``producer_id_expiration_ms``, a day, and ``transactional_id_expiration_ms``, a week (at least two hours).
     What somebody has locked is left for the next run.  It may be killed anywhere, and works through a pooler.
-    Raises ConnectionFailedError and what :func:`logstore.errors.from_server` makes of the server's errors.
+    Raises ConnectionFailedError and what :func:`logstore.errors.from_server` makes of the server's errors:
+    that the dead-letter topic of a share group is gone, after all else.
     """
     with opened(dsn, schema, "expiry") as connection:
         run = _Run(connection, stop or threading.Event())
         groups, members, offsets = run.groups(offsets_retention_minutes)
-        return Expired(
+        expired = Expired(
             members=members,
             groups=groups,
             offsets=offsets + run.emptied("SELECT {}.expire_orphaned_offsets(%s)", ROWS),
@@ -83,12 +85,15 @@ def run_once(
             share_ranges=run.share_locks(),
             quota_buckets=run.emptied("SELECT {}.expire_quota_buckets(%s)", 100),
         )
+    run.attempts.settle()
+    return expired
 
 
 class _Run:
     def __init__(self, connection: Connection, stop: threading.Event) -> None:
         self._connection = connection
         self._stop = stop
+        self.attempts = Attempts()
 
     def groups(self, retention_minutes: int) -> tuple[int, int, int]:
         reached = -1
@@ -119,5 +124,7 @@ class _Run:
     def share_locks(self) -> int:
         total = 0
         for (group_id,) in self._connection.rows("SELECT {}.share_groups_with_spent_locks()"):
-            total += self.emptied("SELECT {}.expire_share_locks(%s, %s)", group_id, 1000)
+            # Its dead-letter topic may be gone.
+            with self.attempts.one():
+                total += self.emptied("SELECT {}.expire_share_locks(%s, %s)", group_id, 1000)
         return total

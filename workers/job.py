@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Result", "RunOnce", "idle", "storable", "wants_more", "words"]
+from logstore.errors import ConnectionFailedError, LogstoreError
+
+__all__ = ["Attempts", "Result", "RunOnce", "idle", "storable", "wants_more", "words"]
 
 
 @runtime_checkable
@@ -32,6 +36,31 @@ class RunOnce(Protocol):
     def __call__(
         self, dsn: str, schema: str = "logstore", *, stop: threading.Event | None = None
     ) -> Result: ...
+
+
+class Attempts:
+    """What a job does for one after the other: what goes wrong with one keeps it from none.
+
+    Without a connection there is no next one.
+    """
+
+    def __init__(self) -> None:
+        self._first: LogstoreError | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """What it raises is raised by :meth:`settle`."""
+        try:
+            yield
+        except ConnectionFailedError:
+            raise
+        except LogstoreError as error:
+            self._first = self._first or error
+
+    def settle(self) -> None:
+        """After the last one: raise what was raised first."""
+        if self._first is not None:
+            raise self._first
 
 
 def words(result: Result) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from logstore import errors
 from logstore.workers.connections import Connection, opened
+from logstore.workers.job import Attempts
 from logstore.workers.reserve import spent
 
 __all__ = ["Retained", "run_once"]
@@ -66,27 +67,30 @@ def run_once(
 
     A partition's appends wait for at most about 20 ms while its start is moved; a topic that somebody else
     changes, and a partition that somebody has locked, are for the next run.  It may be killed anywhere, two
-    at once do no harm, and it works through a pooler.  Raises ConnectionFailedError and what
-    :func:`logstore.errors.from_server` makes of the server's errors.
+    at once do no harm, and it works through a pooler.  Raises ConnectionFailedError and, after it has tried
+    the other topics, what :func:`logstore.errors.from_server` makes of the server's errors.
     """
     stop = stop or threading.Event()
     touched: list[str] = []
     totals = [0] * 6
+    attempts = Attempts()
     with opened(dsn, schema, "retention") as connection:
         for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_expire()"):
             if stop.is_set():
                 break
             if topics and topic not in topics:
                 continue
-            try:
-                came_to = _topic(connection, topic_id, stop)
-            except errors.StorageFullError:
-                if not spent(connection):
-                    raise
-                came_to = _topic(connection, topic_id, stop)
-            if any(came_to):
-                touched.append(topic)
-                totals = [total + one for total, one in zip(totals, came_to, strict=True)]
+            with attempts.one():
+                try:
+                    came_to = _topic(connection, topic_id, stop)
+                except errors.StorageFullError:
+                    if not spent(connection):
+                        raise
+                    came_to = _topic(connection, topic_id, stop)
+                if any(came_to):
+                    touched.append(topic)
+                    totals = [total + one for total, one in zip(totals, came_to, strict=True)]
+    attempts.settle()
     return Retained(tuple(touched), *totals)
 
 

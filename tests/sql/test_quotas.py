@@ -335,11 +335,13 @@ def test_the_first_of_a_default_keeps_nobody_waiting(
 
 def test_a_charge_that_is_cancelled_leaves_no_lock(session: Session, connect: Connect, clock: Clock) -> None:
     alter(session, None, "etl", producer_byte_rate=1000)
-    client, holder = connect(application_name="etl", statement_timeout="100ms"), connect()
+    client, holder = connect(application_name="etl"), connect()
     holder.execute("BEGIN")
     bucket = value(client, "SELECT bucket FROM quota_of('produce')")
     holder.execute("SELECT pg_advisory_xact_lock(lock_class('quota'), hashtext(%s))", (bucket,))
+    client.execute("SET statement_timeout = 100")
     assert refused(client, "SELECT charge_quota('produce', 1, false)").sqlstate == "57014"
+    client.execute("SET statement_timeout = 0")
     holder.execute("COMMIT")
     assert charge(client, "produce", 0) == 0
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = (SELECT %s::oid)"

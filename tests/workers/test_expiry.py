@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from logstore import Producer
-from logstore.errors import ProducerFencedError, TransactionalIdNotFoundError
+from logstore.errors import ProducerFencedError, TransactionalIdNotFoundError, UnknownTopicOrPartitionError
 from logstore.workers import expiry
 from logstore.workers.expiry import Expired
 
@@ -144,3 +144,25 @@ def test_what_was_delivered_too_often_dies_though_nobody_asks(session: Session, 
     assert session.execute(
         "SELECT in_flight, available, lag FROM logstore.share_groups WHERE partition = 0"
     ).fetchall() == [(0, 0, 0)]
+
+
+def test_a_group_without_its_dead_letter_topic_keeps_no_other_waiting(
+    session: Session, database: str
+) -> None:
+    session.execute("SELECT logstore.create_topic('dead', 1)")
+    session.execute("SELECT logstore.produce('t', null, 'v'::text, null, 0)")
+    session.execute("SELECT logstore.drain()")
+    for group in ("a", "b"):
+        configs = '{"share.delivery.count.limit": 1, "share.auto.offset.reset": "earliest"}'
+        session.execute("SELECT logstore.alter_share_group(%s, %s)", [group, configs])
+        session.execute("SELECT FROM logstore.acquire(%s, 'm', '{t}', 10)", [group])
+    session.execute(
+        "SELECT logstore.alter_share_group('a', '{\"errors.deadletterqueue.topic.name\": \"dead\"}')"
+    )
+    session.execute("SELECT logstore.delete_topic('dead')")
+    session.execute("UPDATE logstore.share_flight SET due_at = now() - interval '1 s'")
+    with pytest.raises(UnknownTopicOrPartitionError, match='dead-letter topic "dead" of group "a"'):
+        expiry.run_once(database)
+    assert session.execute(
+        'SELECT "group", available FROM logstore.share_groups WHERE partition = 0 ORDER BY 1'
+    ).fetchall() == [("a", 1), ("b", 0)]

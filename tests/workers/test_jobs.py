@@ -8,9 +8,10 @@ import threading
 import psycopg
 import pytest
 
-from logstore.errors import ConfigurationError, ConnectionFailedError
+from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError
 from logstore.workers.job import Result, idle, words
 from logstore.workers.jobs import JOBS, chosen
+from tests.support.appender import Appender
 
 
 @pytest.mark.every_server
@@ -69,6 +70,39 @@ def test_what_is_asked_for_is_wanted_when_there_is_work(database: str) -> None:
         assert "compaction" in wanted()
         create("tiered", **{"remote.storage.enable": "true"})
         assert "tier" in wanted()
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "setting", "found"),
+    [
+        ("retention", "delete", "retention.ms", {("bad", 3), ("good", 1)}),
+        ("compaction", "compact", "delete.retention.ms", {("bad", 3), ("good", 2)}),
+        ("erasure", "delete", "delete.retention.ms", {("bad", 3), ("good", 1)}),
+    ],
+)
+def test_what_is_wrong_with_one_topic_keeps_no_other_from_it(
+    database: str, name: str, policy: str, setting: str, found: set[tuple[str, int]]
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection, Appender(database) as log:
+        for topic in ("bad", "good"):
+            topic_id = log.create(
+                topic, cleanup_policy=policy, segment_bytes="100", min_cleanable_dirty_ratio="0"
+            )
+            for number, key in enumerate((b"a", b"a", b"b")):
+                log.append(topic_id, [b"%d" % number * 100], keys=[key])
+            if name == "retention":
+                connection.execute("SELECT logstore.alter_topic(%s, '{\"retention.bytes\": 100}')", [topic])
+            elif name == "erasure":
+                connection.execute("SELECT logstore.erase_key(%s, 'a'::text)", [topic])
+        # As if somebody had written to the table.
+        connection.execute(
+            "UPDATE logstore.topic SET configs = configs || %s::jsonb WHERE name = 'bad'",
+            [json.dumps({setting: "x"})],
+        )
+        with pytest.raises(InvalidArgumentError, match='"x"'):
+            JOBS[name].run_once(database)
+        left = connection.execute("SELECT topic, count(*) FROM logstore.records GROUP BY topic")
+        assert set(left.fetchall()) == found
 
 
 def test_a_choice() -> None:
