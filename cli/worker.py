@@ -126,7 +126,8 @@ def run(
         )
         if health_port is not None:
             host, port = stack.enter_context(health.serving(made, health.address(health_port)))
-            click.echo(f"http://{host}:{port}/health and /metrics", err=True)
+            shown = f"[{host}]" if ":" in host else host
+            click.echo(f"http://{shown}:{port}/health and /metrics", err=True)
         if once:
             if any(finished.outcome != "ok" for finished in made.once()):
                 raise click.exceptions.Exit(FAILED)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from logstore.errors import ConfigurationError
@@ -35,8 +37,11 @@ def serving(worker: Worker, place: tuple[str, int]) -> Iterator[tuple[str, int]]
     class Handler(_Handler):
         of = worker
 
+    class Server(_Server):
+        address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+
     try:
-        server = _Server(place, Handler)
+        server = Server(place, Handler)
     except OSError as error:
         raise ConfigurationError(
             f"Nothing can be served at {place[0]}:{place[1]}: {error.strerror}."
@@ -53,6 +58,10 @@ def serving(worker: Worker, place: tuple[str, int]) -> Iterator[tuple[str, int]]
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        # HTTPServer would ask for its host's name, and wait for an answer.
+        TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who asks may hang up."""

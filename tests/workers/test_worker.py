@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -496,3 +497,19 @@ def test_health_and_numbers_over_http(bench: Bench) -> None:
         with psycopg.connect(bench.dsn, autocommit=True) as connection:
             connection.execute("UPDATE logstore.alembic_version SET version_num = '9999'")
         eventually(lambda: get("/health")[0] == 503, "bad health")
+
+
+def test_health_on_ipv6_and_without_a_name(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    # Nobody is asked what this machine is called: without a name server that takes long.
+    monkeypatch.setattr(socket, "getfqdn", lambda _name="": pytest.fail("asked for a name"))
+    made = Worker(bench.dsn, "logstore", {})
+    with health.serving(made, health.address("[::1]:0")) as (host, port):
+        assert host == "::1"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"http://[{host}]:{port}/health", timeout=10)
+        with caught.value as answer:
+            assert (answer.code, json.loads(answer.read())["healthy"]) == (503, False)
