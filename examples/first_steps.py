@@ -14,6 +14,6 @@ with Producer() as producer:
     where = producer.send("first-steps", key=b"alice", value=b"hello").get(timeout=10)
     print(f"written to partition {where.partition} at offset {where.offset}")
 
-with Consumer("first-steps", auto_offset_reset="earliest", consumer_timeout_ms=1000) as consumer:
+with Consumer("first-steps", auto_offset_reset="earliest", consumer_timeout_ms=500) as consumer:
     for record in consumer:
         print(record.partition, record.offset, record.key, record.value)
