@@ -8,7 +8,7 @@ from typing import Any
 
 from logstore.errors import LogstoreError, MirrorError
 from logstore.workers.connections import Connection, opened
-from logstore.workers.mirroring import LIMITS, chosen
+from logstore.workers.mirroring import LIMITS, chosen, log_end
 
 __all__ = ["report"]
 
@@ -102,6 +102,7 @@ def _ask(source: Connection, documents: list[dict[str, Any]]) -> None:
             "records_behind": behind,
             "seconds_behind": 0.0 if not behind else None if since is None else max(0, now_ms - since) / 1000,
             "live": True,
-            "parted": end < document["mirror_end"],
+            "parted": end < document["mirror_end"]
+            and log_end(source, document["_id"], document["partition"]) < document["mirror_end"],
             "seen_at": now,
         }

@@ -25,7 +25,7 @@ from logstore.errors import ConfigurationError, LockTimeoutError, LogstoreError,
 from logstore.workers.connections import Connection, Limits, opened
 from logstore.workers.mirror_batches import Reading, Writing, in_file
 
-__all__ = ["LIMITS", "Cycle", "Lag", "Link", "Mirror", "Topic", "chosen"]
+__all__ = ["LIMITS", "Cycle", "Lag", "Link", "Mirror", "Topic", "chosen", "log_end"]
 
 CHUNK_BYTES: Final = 4 << 20
 """Read and appended at once; a batch is never divided, so a large one may be more."""
@@ -307,10 +307,12 @@ class Mirror:
             if topic.name in cycle.refused or log_start is None:
                 continue
             if end > goal:
+                # The next time, it is compared again.
                 self._forget(topic.name)
-                cycle.refused[topic.name] = _parted(
-                    topic, partition, f"it ends at {goal} at the source, and at {end} in the mirror"
-                )
+                if (last := log_end(self.source, topic.source_id, partition)) < end:
+                    cycle.refused[topic.name] = _parted(
+                        topic, partition, f"it ends at {last} at the source, and at {end} in the mirror"
+                    )
                 continue
             key = (topic.target_id, partition)
             if self._followed.get(key) != (log_start, epoch):
@@ -472,6 +474,16 @@ class _Copying:
             self._cycle.batches += len(batches)
         lag.end = end
         return end < lag.goal
+
+
+def log_end(source: Connection, topic_id: int, partition: int) -> int:
+    """Where the partition ends, shown or not (0: it is gone): a new leader may not show yet what was mirrored."""
+    found: int = source.value(
+        "SELECT coalesce(e.end_offset, 0) FROM {}.partition_tips(ARRAY[%s::int4], ARRAY[%s::int4]) e",
+        topic_id,
+        partition,
+    )
+    return found
 
 
 def _parted(topic: Topic, partition: int, how: str) -> MirrorError:

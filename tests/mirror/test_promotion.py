@@ -9,7 +9,8 @@ import pytest
 
 from logstore import Producer, errors
 from logstore.workers import mirror as job
-from logstore.workers.mirroring import Link
+from logstore.workers.mirror_status import report
+from logstore.workers.mirroring import Link, Mirror
 from logstore.workers.promotion import Promoted, promote
 from tests.support.appender import Appender, values
 from tests.support.mirrored import Both
@@ -232,6 +233,32 @@ def test_a_source_that_has_lost_records(both: Both) -> None:
     }
     with pytest.raises(errors.MirrorError, match="parted"):
         switch(both.link, "t")
+
+
+def test_a_source_that_may_not_show_all_it_has_just_now(both: Both) -> None:
+    """As after a failover, until its followers have what the mirror has."""
+    both.create("t", 1)
+    both.source.execute(
+        "CREATE OR REPLACE FUNCTION appending_xact() RETURNS int8 LANGUAGE sql VOLATILE"
+        " RETURN pg_current_xact_id()::text::int8"
+    )
+    both.append("t", values(2))
+    with Mirror(both.link) as mirror:
+        mirror.cycle()
+        limit = (
+            "CREATE OR REPLACE FUNCTION safe_limit() RETURNS pg_snapshot LANGUAGE sql STABLE"
+            " RETURN {}::pg_snapshot"
+        )
+        both.source.execute(limit.format("'1:1:'").encode())
+        assert mirror.cycle().refused == {}
+        assert [each["parted"] for each in report(both.link.target, source=both.link.source)[0]] == [False]
+        both.append("t", values(1))
+        both.source.execute(limit.format("null").encode())
+        cycle = mirror.cycle()
+        assert (cycle.records, cycle.refused) == (1, {})
+        both.source.execute("DELETE FROM batches WHERE base_offset = 2")
+        assert mirror.cycle().refused["t"].details["reason"] == "parted"
+        assert [each["parted"] for each in report(both.link.target, source=both.link.source)[0]] == [True]
 
 
 def test_the_job(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
