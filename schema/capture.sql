@@ -55,8 +55,11 @@ declare
     of_rows constant text := (select string_agg(o, ' or ') from unnest(wanted) o where o <> 'truncate');
     columns text[] := key_columns;
     missing text[];
-    row_trigger constant text := left(current_schema(), 40) || '_capture_' || id;
-    truncate_trigger constant text := left(current_schema(), 40) || '_truncate_' || id;
+    -- A name has 63 bytes, and what would be cut off is what tells the topics.
+    log constant text := case when octet_length(current_schema()) <= 40 then current_schema()
+                              else md5(current_schema()) end;
+    row_trigger constant text := log || '_capture_' || id;
+    truncate_trigger constant text := log || '_truncate_' || id;
     gone text;
 begin
     if id is null then

@@ -477,7 +477,7 @@ class _Copying:
 
 
 def log_end(source: Connection, topic_id: int, partition: int) -> int:
-    """Where the partition ends, shown or not (0: it is gone): a new leader may not show yet what was mirrored."""
+    """Where the partition ends (0: it is gone), shown or not: a new leader may not show all of it yet."""
     found: int = source.value(
         "SELECT coalesce(e.end_offset, 0) FROM {}.partition_tips(ARRAY[%s::int4], ARRAY[%s::int4]) e",
         topic_id,

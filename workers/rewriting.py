@@ -17,6 +17,8 @@ MAX_RECORDS: Final = 250_000
 """What a step reads at most: some tenths of a second."""
 DUTY: Final = 0.6
 """The part of the time that is worked; the rest is left to those who append."""
+LONGEST_REST_S: Final = 20.0
+"""At once: the server ends sessions that idle for longer than LIMITS says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +73,5 @@ def advance(
             filled.append(target)
         if finished:
             return Advance(read, steps, True, tuple(filled))
-        stop.wait((time.monotonic() - began) * (1 / duty - 1))
+        stop.wait(min((time.monotonic() - began) * (1 / duty - 1), LONGEST_REST_S))
     return Advance(read, steps, False, tuple(filled))

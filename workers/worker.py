@@ -277,9 +277,8 @@ class Worker:
                 f"{REQUIRED_REVISION}: nothing is run until they agree"
             )
             return
-        self._complain("")
-        for standing in standings:
-            self._adjust(standing, running.get(standing.name))
+        wrong = [self._adjust(standing, running.get(standing.name)) for standing in standings]
+        self._complain("; ".join(filter(None, wrong)))
 
     def _complain(self, text: str) -> None:
         """Say what is wrong, once; and that it is over."""
@@ -287,14 +286,12 @@ class Worker:
             self._journal.note(text or "all is well again", level="warning" if text else "info")
         self._complaint = text
 
-    def _adjust(self, standing: Standing, asked: threading.Event | None) -> None:
-        """Go by how a job stands; ``asked``: its run for which that was asked."""
-        if standing.cron is not None:
-            self._store(standing.name, lambda: Cron(standing.cron or ""))
-        elif standing.every_ms is not None:
-            self._store(standing.name, lambda: Every((standing.every_ms or 0) / 1000))
-        else:
-            self._stored.pop(standing.name, None)
+    def _adjust(self, standing: Standing, asked: threading.Event | None) -> str:
+        """Go by how a job stands, and say what is wrong with its schedule.
+
+        ``asked``: its run for which that was asked.
+        """
+        wrong = self._store(standing)
         with self._changed:
             run = self._running.get(standing.name)
             # What was begun since then, or has been told to be over, says nothing of a lease that was lost.
@@ -302,9 +299,9 @@ class Worker:
         if run is not None:
             if lost:
                 self._give_up(standing.name, run)
-            return
+            return wrong
         if self._stop.is_set() or self._scheduler.get_job(standing.name) is None:
-            return
+            return wrong
         now = datetime.now(UTC)
         wait_s = max(standing.due_in_s, self._not_before.get(standing.name, 0.0) - time.monotonic())
         job = self._jobs[standing.name]
@@ -318,6 +315,7 @@ class Worker:
         self._scheduler.modify_job(
             standing.name, next_run_time=None if standing.paused else now + timedelta(seconds=wait_s)
         )
+        return wrong
 
     def _give_up(self, name: str, run: threading.Event) -> None:
         """End a run whose lease was lost: somebody else has begun the next one."""
@@ -329,12 +327,18 @@ class Worker:
         elif now - self._given_up.get(name, now) >= self._grace_s:
             connections.drop_all(of=run)
 
-    def _store(self, name: str, make: Callable[[], Schedule]) -> None:
+    def _store(self, standing: Standing) -> str:
         try:
-            self._stored[name] = make()
+            if standing.cron is not None:
+                self._stored[standing.name] = Cron(standing.cron)
+            elif standing.every_ms is not None:
+                self._stored[standing.name] = Every(standing.every_ms / 1000)
+            else:
+                self._stored.pop(standing.name, None)
         except LogstoreError as error:
             # Somebody has written it to the table by hand.
-            self._complain(f"{name}: {error}")
+            return f"{standing.name}: {error}"
+        return ""
 
     def _run(self, job: Job) -> None:
         """One tick of a job: run it if it is due, and ours."""

@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from logstore import migrations
+from tests.support.servers import Server
 from tests.support.sqllog import Connect, Session, refused, rows, value
 
 
@@ -157,3 +159,20 @@ def test_who_writes_needs_no_right_to_the_log(connect: Connect, session: Session
         session.execute("RESET ROLE")
         session.execute(f'REVOKE ALL ON public.orders FROM "{role}"')
         session.execute(f'DROP ROLE "{role}"')
+
+
+def test_a_log_with_a_long_name(release: Server) -> None:
+    dsn = release.create(migrated=False)
+    try:
+        migrations.upgrade(dsn, "\u0436" * 28)
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute("SELECT set_config('search_path', %s, false)", ["\u0436" * 28])
+            session.execute("CREATE TABLE public.orders (id int4 PRIMARY KEY)")
+            for topic in ("t", "u", "t"):
+                session.execute(
+                    "SELECT create_topic(%s, 1, null, true), capture('public.orders', %s)", [topic] * 2
+                )
+            assert rows(session, "SELECT topic FROM captures ORDER BY 1") == [("t",), ("u",)]
+            assert value(session, "SELECT uncapture('public.orders')") == 2
+    finally:
+        release.drop(dsn)

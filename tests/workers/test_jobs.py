@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import psycopg
 import pytest
 
 from logstore.errors import ConfigurationError, ConnectionFailedError, InvalidArgumentError
+from logstore.workers import rewriting
 from logstore.workers.job import Result, idle, words
 from logstore.workers.jobs import JOBS, chosen
 from tests.support.appender import Appender
@@ -110,3 +112,28 @@ def test_a_choice() -> None:
     assert chosen([]) == dict(JOBS)
     with pytest.raises(ConfigurationError, match="no job 'vacuum'"):
         chosen(["vacuum"])
+
+
+def test_between_long_steps_a_session_idles_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """Each step takes a hundred seconds."""
+
+        seconds = 0.0
+        steps = 0
+
+        def row(self, *_: object) -> tuple[object, ...]:
+            self.seconds += 100
+            self.steps += 1
+            return "write", 1, self.steps == 3, None
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0)
+            return False
+
+    rests: list[float] = []
+    slow = Slow()
+    monkeypatch.setattr(time, "monotonic", lambda: slow.seconds)
+    assert rewriting.advance(slow, 1, until=1e9, stop=Stop()).finished  # type: ignore[arg-type]
+    assert len(rests) == 2
+    assert 0 < max(rests) * 1000 < int(rewriting.LIMITS.settings["idle_in_transaction_session_timeout"])

@@ -198,6 +198,24 @@ def test_schedules_may_be_changed_while_it_runs(bench: Bench) -> None:
         eventually(lambda: bool(bench.state(within_a_minute)), "the next one is at the full minute")
 
 
+def test_a_schedule_that_is_none_is_told_once(bench: Bench) -> None:
+    ticks: list[int] = []
+    told = "job: The cron expression 'never' has 1 fields, not 5."
+    with (
+        psycopg.connect(bench.dsn, autocommit=True) as connection,
+        bench.working(job("job", lambda *_: Came()), on_tick=lambda: ticks.append(1)) as worker,
+    ):
+        eventually(lambda: worker.tallies["job"].runs >= 1, "a run")
+        connection.execute("UPDATE logstore.worker_job SET cron = 'never'")
+        eventually(lambda: told in bench.journal.getvalue(), "a complaint")
+        ticks.clear()
+        eventually(lambda: len(ticks) > 5, "some ticks")
+        connection.execute("UPDATE logstore.worker_job SET cron = null")
+        eventually(lambda: "all is well again" in bench.journal.getvalue(), "the end of it")
+    messages = [line.get("message", "") for line in bench.lines()]
+    assert sum(told in message for message in messages) == messages.count("all is well again") == 1
+
+
 def test_its_own_schedules_win(bench: Bench) -> None:
     chosen: dict[str, Schedule] = {"job": Every(0.1)}
     with bench.working(job("job", lambda *_: Came(), every_s=1000), schedules=chosen) as worker:
