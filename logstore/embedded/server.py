@@ -178,7 +178,8 @@ class EmbeddedServer:
                     # It may be killed while it starts; one that dies each time has no room to say why.
                     if deaths == _DEATHS:
                         raise self._silent()
-                    deaths += 1
+                    # Somebody's `logstore down` is no death.
+                    deaths += not self.status().deliberate
                     self._spawn()
                 left = deadline - time.monotonic()
                 if left <= 0 or not wait_until(self._settled, left):

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from logstore.embedded import EmbeddedServer, ServerStatus
-from logstore.embedded.home import Lock
+from logstore.embedded.home import Home, Lock
 from logstore.errors import EmbeddedServerError
 from tests.support.programs import eventually, line_of, lives, program
 from tests.support.servers import SETTINGS
@@ -129,6 +129,24 @@ def test_stop_is_final_for_those_who_used_it(embedded_server: EmbeddedServer) ->
             handle.revive()
         with pytest.raises(EmbeddedServerError, match="does not run"):
             _ = embedded_server.dsn
+
+
+def test_a_start_that_is_told_to_stop_again_and_again_is_no_death(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned: list[EmbeddedServer] = []
+
+    def spawn(self: EmbeddedServer) -> None:
+        spawned.append(self)
+        there = len(spawned) == 6
+        self.home.write_status(ServerStatus("ready" if there else "stopped", str(home), deliberate=not there))
+
+    monkeypatch.setattr(EmbeddedServer, "_spawn", spawn)
+    for name in ("alive", "answers"):
+        monkeypatch.setattr(Home, name, lambda _: len(spawned) == 6)
+    EmbeddedServer(home).start_or_join().close()
+    assert len(spawned) == 6
+    spawned.clear()
 
 
 def test_a_throw_away_server_leaves_nothing(used_home: Path) -> None:
