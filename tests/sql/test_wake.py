@@ -39,7 +39,10 @@ def test_waiting_twice_is_taken_back_twice(connect: Connect, session: Session) -
 def test_a_waiter_that_is_gone_is_forgotten(connect: Connect, session: Session) -> None:
     listener = connect()
     listener.execute("SELECT waiting('{5}')")
-    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    locks = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
     assert value(session, locks) == 1
     listener.close()
     while value(session, locks):
