@@ -79,8 +79,8 @@ class _Tally:
         return (self.files, self.rewritten, self.released, self.segments, self.deleted)
 
 
-class _Stopped(Exception):
-    """Somebody wants us to end."""
+class _Stopped(BaseException):
+    """Somebody wants us to end.  No Exception: whoever writes would take it for one of the store's."""
 
 
 def run_once(
@@ -340,12 +340,11 @@ class _Topic:
             self._topic_id, partition, first, last, base,
         )[0]  # fmt: skip
         try:
-            with store.writing(url) as sink:
-                writer = FileWriter(
-                    sink, first, last,
-                    {"topic": self._name or "", "topic_id": str(self._topic_id), "partition": str(partition),
-                     "first_offset": str(first), "last_offset": str(last)},
-                )  # fmt: skip
+            described = {
+                "topic": self._name or "", "topic_id": str(self._topic_id), "partition": str(partition),
+                "first_offset": str(first), "last_offset": str(last),
+            }  # fmt: skip
+            with store.writing(url) as sink, FileWriter(sink, first, last, described) as writer:
                 write(writer)
                 written = writer.finish()
             if expected is not None and written.records != expected:

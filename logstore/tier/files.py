@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Self
 
 from logstore._core.calls import FetchRow
 from logstore._core.tier_calls import RemoteFile
@@ -44,7 +44,7 @@ class Written:
 
 
 class FileWriter:
-    """Writes the records of one range of offsets to ``sink``."""
+    """Writes the records of one range of offsets to ``sink``; left without :meth:`finish`, nothing more."""
 
     def __init__(
         self, sink: BinaryIO, first_offset: int, last_offset: int, metadata: Mapping[str, str] | None = None
@@ -62,6 +62,15 @@ class FileWriter:
         self._min_timestamp: int | None = None
         self._group_last_offsets: list[int] = []
         self._group_max_timestamps: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._writer.is_open:
+            # It would write the footer when it is garbage, to a file that is closed by then.
+            self._sink.give_up()
+            self._writer.close()
 
     def add(self, row: FetchRow) -> None:
         """The records of one batch; those outside of the range are left out."""
@@ -275,6 +284,9 @@ class _Digesting(io.RawIOBase):
         self._part.update(view)
         self.size += view.nbytes
         return view.nbytes
+
+    def give_up(self) -> None:
+        self._to = io.BytesIO()
 
     def tell(self) -> int:
         return self.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,24 @@ def test_records_that_are_deleted_while_they_are_copied(
     assert log.settle().files == 0
     assert log.settle().files > 2
     assert everything(log) == log.records[0][33:]
+
+
+def test_told_to_stop_in_the_middle_of_a_file(
+    make_log: Callable[..., TieredLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make_log().fill()
+    stop = threading.Event()
+    real = files.FileWriter.__init__
+
+    def begin(self: files.FileWriter, *arguments: Any) -> None:
+        stop.set()
+        real(self, *arguments)
+
+    monkeypatch.setattr(files.FileWriter, "__init__", begin)
+    assert tier.run_once(log.dsn, stop=stop) == tier.Tiered()
+    assert names(tmp_path) == []
+    assert log.rows("SELECT * FROM remote_segments") == []
+    assert log.settle().files > 2
 
 
 def test_a_store_that_cannot_be_reached(make_log: Callable[..., TieredLog], tmp_path: Path) -> None:
