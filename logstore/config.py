@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from logstore.errors import ConfigurationError
-from logstore.options import any_callable, number, text, whatever
+from logstore.options import any_callable, is_text, number, text, whatever
 from logstore.serde import Serializer
 
 __all__ = ["ProducerConfig", "ProducerOptions"]
@@ -55,11 +54,10 @@ def _flag(name: str, value: Any) -> bool | None:
 
 
 def _transactional_id(name: str, value: Any) -> str | None:
-    with suppress(UnicodeEncodeError):
-        if value is None or (
-            isinstance(value, str) and 1 <= len(value.encode()) <= 1024 and "\0" not in value
-        ):
-            return value
+    if value is None:
+        return None
+    if is_text(value) and len(value.encode()) <= 1024:
+        return value
     raise ConfigurationError(f"{name} is a string of 1 to 1024 bytes, or None, not {value!r}.")
 
 

@@ -21,11 +21,15 @@ _QUOTED: Final = re.compile(r'"([^"]*)"?')
 
 def parameters_of(dsn: str) -> dict[str, Any]:
     """What a libpq URI or key/value string says.  Raises ConfigurationError when it makes no sense."""
+    if "\0" in dsn:  # libpq would see what comes before it
+        raise ConfigurationError("The DSN is not valid: there is a NUL in it.", advice=_ADVICE)
     try:
         parameters: dict[str, Any] = dict(conninfo_to_dict(dsn))
     except psycopg.Error as error:
         reason = _QUOTED.sub(lambda found: _shown(found[0], found[1], dsn), str(error).strip())
         raise ConfigurationError(f"The DSN is not valid: {reason}.", advice=_ADVICE) from None
+    except UnicodeEncodeError:
+        raise ConfigurationError("The DSN is not valid: it is no Unicode.", advice=_ADVICE) from None
     hosts = str(parameters.get("host") or "").split(",")
     # A name never has one; a Unix socket of the abstract kind begins with it.
     if any("@" in host[1:] for host in hosts if not host.startswith("/")):

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from logstore._core.reset import ResetPolicy
 from logstore.errors import ConfigurationError
-from logstore.options import any_callable, number, one_of, text, whatever
+from logstore.options import any_callable, is_text, number, one_of, text, whatever
 
 __all__ = ["ConsumerConfig", "ConsumerOptions"]
 
@@ -50,15 +50,19 @@ def _reset_policy(name: str, value: Any) -> str:
 
 
 def _name(name: str, value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 255):
-        raise ConfigurationError(f"{name} is a string of 1 to 255 characters, not {value!r}.")
-    return value
+    if value is None:
+        return None
+    if is_text(value) and len(value) <= 255:
+        return value
+    raise ConfigurationError(f"{name} is a string of 1 to 255 characters, without NUL, not {value!r}.")
 
 
 def _rack(name: str, value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ConfigurationError(f"{name} is a string, or None, not {value!r}.")
-    return value
+    if value is None:
+        return None
+    if is_text(value):
+        return value
+    raise ConfigurationError(f"{name} is a string, or None, not {value!r}.")
 
 
 def _assignor(name: str, value: Any) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from logstore.errors import ConfigurationError
 
-__all__ = ["any_callable", "number", "one_of", "read_options", "text", "whatever"]
+__all__ = ["any_callable", "is_text", "number", "one_of", "read_options", "text", "whatever"]
 
 T = TypeVar("T")
 
@@ -83,11 +84,20 @@ def text(default: Any = MISSING) -> Any:
     """A dataclass field: a string that is not empty."""
 
     def check(name: str, value: Any) -> Any:
-        if not isinstance(value, str) or not value:
-            raise ConfigurationError(f"{name} is a string, not {value!r}.")
+        if not is_text(value):
+            raise ConfigurationError(f"{name} is a string without NUL, not {value!r}.")
         return value
 
     return _field(default, check)
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """A string that PostgreSQL takes (Unicode, and no NUL in it), and not an empty one."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    with suppress(UnicodeEncodeError):
+        return bool(value.encode())
+    return False
 
 
 def one_of(default: str, *values: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypedDict
 
 from logstore.errors import ConfigurationError, LogstoreError
-from logstore.options import any_callable, number, one_of, text, whatever
+from logstore.options import any_callable, is_text, number, one_of, text, whatever
 from logstore.records import TopicPartition
 
 __all__ = ["AcknowledgementCallback", "ShareConsumerConfig", "ShareConsumerOptions"]
@@ -37,7 +37,7 @@ class ShareConsumerOptions(TypedDict, total=False):
 
 
 def _group_id(name: str, value: Any) -> str:
-    if isinstance(value, str) and value and "\0" not in value:
+    if is_text(value):
         return value
     raise ConfigurationError(
         f"{name} is the name of a share group, not {value!r}.",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from logstore._async.group import CommitCallback, Group
 from logstore._core.offsets import Committable, offsets_to_commit
+from logstore._core.topic_name import check_partition
 from logstore.errors import IllegalStateError
 from logstore.records import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
@@ -49,7 +50,7 @@ class Committing:
 
     async def committed(self, partition: TopicPartition) -> int | None:
         """The offset that the group has committed for ``partition``; None: none."""
-        found = (await self.committed_offsets([partition]))[TopicPartition(*partition)]
+        found = (await self.committed_offsets([partition]))[check_partition(partition)]
         return None if found is None else found.offset
 
     async def committed_offsets(
@@ -57,7 +58,7 @@ class Committing:
     ) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """What the group has committed for each partition, with the metadata; None where there is nothing."""
         group = await self._in_group()
-        return await group.committed([TopicPartition(*tp) for tp in partitions])
+        return await group.committed([check_partition(tp) for tp in partitions])
 
     async def enforce_rebalance(self) -> None:
         """Have the group's assignment computed again.  Partitions move only if that is more even."""

@@ -21,7 +21,8 @@ from logstore._core.fetched import Deserializers
 from logstore._core.listener import ConsumerRebalanceListener
 from logstore._core.reset import ResetPolicy
 from logstore._core.subscription import Subscription
-from logstore._core.topic_name import check_topic_name
+from logstore._core.timeouts import milliseconds
+from logstore._core.topic_name import check_partition, check_topic_name
 from logstore.consumer_config import ConsumerConfig, ConsumerOptions
 from logstore.errors import (
     ConfigurationError,
@@ -251,7 +252,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         self._assign(partitions)
 
     def _assign(self, partitions: Iterable[TopicPartition]) -> None:
-        wanted = [_partition(tp) for tp in partitions]
+        wanted = [check_partition(tp) for tp in partitions]
         with self._lock:
             self._topics = None
             self._subscription.assign(wanted, awaiting=self._group is not None)
@@ -296,7 +297,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         self, *partitions: TopicPartition, timeout_ms: float = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
         """:meth:`poll`, of some partitions when they are given."""
-        return await self._poll(timeout_ms, max_records, [_partition(tp) for tp in partitions])
+        return await self._poll(timeout_ms, max_records, [check_partition(tp) for tp in partitions])
 
     async def getone(self, *partitions: TopicPartition) -> ConsumerRecord:
         """The next record, of some partitions when they are given; waits for it.  Raises what :meth:`poll`
@@ -370,10 +371,9 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         count = self._config.max_poll_records if max_records is None else max_records
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidArgumentError(f"max_records is an integer from 1, not {max_records!r}.")
-        if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float):
-            raise InvalidArgumentError(f"timeout_ms is a number of milliseconds, not {timeout_ms!r}.")
+        timeout_s = milliseconds(timeout_ms)
         await self._ready()
-        records = await self._take(count, only, time.monotonic() + timeout_ms / 1000)
+        records = await self._take(count, only, time.monotonic() + timeout_s)
         if not records:
             await breathe()
         return records
@@ -438,7 +438,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         """
         self._usable()
         with self._lock:
-            self._subscription.seek(_partition(partition), offset)
+            self._subscription.seek(check_partition(partition), offset)
             self._fetcher.disturb()
 
     async def seek_to_beginning(self, *partitions: TopicPartition) -> None:
@@ -458,7 +458,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
     async def _seek_to(self, partitions: Iterable[TopicPartition], spec: int) -> None:
         await self._ready()
         with self._lock:
-            self._subscription.seek_to([_partition(tp) for tp in partitions], spec)
+            self._subscription.seek_to([check_partition(tp) for tp in partitions], spec)
             self._fetcher.disturb()
 
     async def position(self, partition: TopicPartition) -> int:
@@ -467,7 +467,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         Looks it up if need be, within ``request_timeout_ms``.
         """
         await self._ready()
-        tp = _partition(partition)
+        tp = check_partition(partition)
         until = time.monotonic() + self._config.request_timeout_ms / 1000
         with self._lock:
             self._fetcher.try_again()
@@ -489,20 +489,20 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
         """
         self._usable()
         with self._lock:
-            return self._subscription.high_watermark(_partition(partition))
+            return self._subscription.high_watermark(check_partition(partition))
 
     def pause(self, *partitions: TopicPartition) -> None:
         """Hand out nothing of these partitions (default: all) until :meth:`resume`; their positions stay."""
         self._usable()
         with self._lock:
-            self._subscription.pause([_partition(tp) for tp in partitions])
+            self._subscription.pause([check_partition(tp) for tp in partitions])
             self._fetcher.disturb()
 
     def resume(self, *partitions: TopicPartition) -> None:
         """Hand out records of these partitions (default: all) again."""
         self._usable()
         with self._lock:
-            self._subscription.resume([_partition(tp) for tp in partitions])
+            self._subscription.resume([check_partition(tp) for tp in partitions])
             self._fetcher.disturb()
             self._fetcher.changed.notify_all()
 
@@ -546,7 +546,7 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
 
     async def _list_offsets(self, specs: Mapping[TopicPartition, int]) -> dict[TopicPartition, ListedOffset]:
         await self._ready()
-        tps = [_partition(tp) for tp in specs]
+        tps = [check_partition(tp) for tp in specs]
         if not tps:
             return {}
         metadata = await self._fetcher.ask(self._calls.metadata(sorted({tp.topic for tp in tps})))
@@ -588,11 +588,3 @@ class AsyncConsumer(Processing, KeyLookup, Measured):
 
 def _names(topics: Iterable[str]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(check_topic_name(name) for name in topics)) or None
-
-
-def _partition(tp: TopicPartition) -> TopicPartition:
-    if isinstance(tp, tuple) and len(tp) == 2:
-        topic, number = tp
-        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31:
-            return TopicPartition(check_topic_name(topic), number)
-    raise InvalidArgumentError(f"A partition is a TopicPartition of a name and a number, not {tp!r}.")

@@ -24,13 +24,13 @@ from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Topic
 from logstore._core.row_batch import RowBatch
 from logstore._core.staging_calls import StagedRecord, StagingCalls
+from logstore._core.timeouts import seconds
 from logstore.config import ProducerConfig, ProducerOptions
 from logstore.errors import (
     BufferExhaustedError,
     ClientClosedError,
     ForkedClientError,
     IllegalStateError,
-    InvalidArgumentError,
     LogstoreError,
     RequestTimedOutError,
     UnknownTopicOrPartitionError,
@@ -73,8 +73,6 @@ class AsyncProducer(Transacting):
 
     def __init__(self, dsn: str | None = None, **options: Unpack[ProducerOptions]) -> None:
         config = read_options(ProducerConfig, options, elsewhere=("dsn",))
-        if dsn is not None and not isinstance(dsn, str):
-            raise InvalidArgumentError(f"dsn is a string or None, not {dsn!r}.")
         self.config = config
         self._intake = Intake(config.key_serializer, config.value_serializer)
         self._plain_keys = config.key_serializer is None
@@ -291,8 +289,7 @@ class AsyncProducer(Transacting):
         self._check_usable()
         if self._sender.is_current:
             raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
-            raise InvalidArgumentError(f"timeout is a number of seconds, or None, not {timeout!r}.")
+        timeout = seconds(timeout)
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
             waiting = self._accumulator.incomplete()
@@ -321,6 +318,7 @@ class AsyncProducer(Transacting):
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).  What is
         not acknowledged by then fails with ClientClosedError, as it does when Ctrl-C ends the wait.
         """
+        timeout = seconds(timeout)
         if self._unusable is not None:
             return
         with self._lock:

@@ -20,6 +20,7 @@ from logstore.conninfo import parameters_of
 from logstore.embedded.dsn import Resolved, resolve
 from logstore.errors import (
     ConnectionFailedError,
+    InvalidArgumentError,
     LogstoreError,
     RequestTimedOutError,
     SchemaMissingError,
@@ -50,6 +51,8 @@ class Session:
     """DSNs whose hosts were all looked at by some client of this process."""
 
     def __init__(self, dsn: str | None, schema: str, *, timeout_s: float, application_name: str) -> None:
+        if dsn is not None and not isinstance(dsn, str):
+            raise InvalidArgumentError(f"dsn is a string or None, not {dsn!r}.")
         self.calls = Calls(schema)
         self._given = dsn
         self._timeout_s = timeout_s

@@ -20,6 +20,7 @@ from logstore._async.session import Session
 from logstore._async.share_member import Delivery, Member
 from logstore._core.backoff import Backoff
 from logstore._core.share_ledger import Ledger, Settled
+from logstore._core.timeouts import milliseconds
 from logstore._core.topic_name import check_topic_name
 from logstore.errors import (
     ClientClosedError,
@@ -228,8 +229,9 @@ class AsyncShareConsumer:
         count = self._config.max_poll_records if max_records is None else max_records
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100_000:
             raise InvalidArgumentError(f"max_records is an integer from 1 to 100000, not {max_records!r}.")
+        timeout_s = milliseconds(timeout_ms)
         await self._ready()
-        until = time.monotonic() + timeout_ms / 1000
+        until = time.monotonic() + timeout_s
         polled: dict[TopicPartition, list[ShareRecord]] = {}
         async with self._mutex:
             with self._lock:

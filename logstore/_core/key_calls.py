@@ -62,7 +62,10 @@ class KeyCalls:
 def key_bytes(key: bytes | str) -> bytes:
     """What is stored of a key; raises InvalidArgumentError for what is none."""
     if isinstance(key, str):
-        return key.encode()
+        try:
+            return key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(f"A key that is a str has to be Unicode: {error}.") from None
     if not isinstance(key, bytes | bytearray | memoryview):
         raise InvalidArgumentError(f"A key is bytes or a str (UTF-8), not {key!r}.")
     return bytes(key)

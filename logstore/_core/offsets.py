@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from logstore._core.topic_name import check_partition
 from logstore.errors import InvalidArgumentError, OffsetMetadataTooLargeError
 from logstore.records import ConsumerRecord, OffsetAndMetadata, TopicPartition
 
@@ -29,13 +30,7 @@ def offsets_to_commit(offsets: Committable) -> dict[TopicPartition, OffsetAndMet
         raise InvalidArgumentError(
             f"What can be committed is a record, or a mapping of partitions to offsets, not {offsets!r}."
         )
-    return {_partition(tp): _offset(offset) for tp, offset in offsets.items()}
-
-
-def _partition(tp: object) -> TopicPartition:
-    if isinstance(tp, tuple) and len(tp) == 2 and isinstance(tp[0], str) and isinstance(tp[1], int):
-        return TopicPartition(*tp)
-    raise InvalidArgumentError(f"A partition is a TopicPartition, not {tp!r}.")
+    return {check_partition(tp): _offset(offset) for tp, offset in offsets.items()}
 
 
 def _offset(given: object) -> OffsetAndMetadata:
@@ -50,6 +45,9 @@ def _offset(given: object) -> OffsetAndMetadata:
         raise InvalidArgumentError(f"An offset is an integer from 0, not {wanted.offset!r}.")
     if not isinstance(wanted.metadata, str):
         raise InvalidArgumentError(f"The metadata of an offset is a string, not {wanted.metadata!r}.")
+    epoch = wanted.leader_epoch
+    if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int)):
+        raise InvalidArgumentError(f"The leader epoch of an offset is an integer or None, not {epoch!r}.")
     try:
         size = len(wanted.metadata.encode())
     except UnicodeEncodeError as error:

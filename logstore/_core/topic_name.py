@@ -1,13 +1,14 @@
-"""Kafka's rule for the names of topics."""
+"""What a program names a topic or a partition by: Kafka's rule for names."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-from logstore.errors import InvalidTopicError
+from logstore.errors import InvalidArgumentError, InvalidTopicError
+from logstore.records import TopicPartition
 
-__all__ = ["check_topic_name"]
+__all__ = ["check_partition", "check_topic_name"]
 
 _LEGAL: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 
@@ -22,3 +23,12 @@ def check_topic_name(name: object) -> str:
         shown = repr(name) if len(repr(name)) <= 300 else repr(name)[:300] + "…"
         raise InvalidTopicError(f"{shown} is not a legal topic name.", details={"topic": name})
     return name
+
+
+def check_partition(tp: object) -> TopicPartition:
+    """``tp``, a pair of a topic's name and a number; else raises :class:`InvalidArgumentError`."""
+    if isinstance(tp, tuple) and len(tp) == 2:
+        topic, number = tp
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31:
+            return TopicPartition(check_topic_name(topic), number)
+    raise InvalidArgumentError(f"A partition is a TopicPartition of a name and a number, not {tp!r}.")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from logstore._core.offsets import Committable, offsets_to_commit
+from logstore._core.topic_name import check_partition
 from logstore._sync.group import CommitCallback, Group
 from logstore.errors import IllegalStateError
 from logstore.records import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
@@ -50,7 +51,7 @@ class Committing:
 
     def committed(self, partition: TopicPartition) -> int | None:
         """The offset that the group has committed for ``partition``; None: none."""
-        found = (self.committed_offsets([partition]))[TopicPartition(*partition)]
+        found = (self.committed_offsets([partition]))[check_partition(partition)]
         return None if found is None else found.offset
 
     def committed_offsets(
@@ -58,7 +59,7 @@ class Committing:
     ) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """What the group has committed for each partition, with the metadata; None where there is nothing."""
         group = self._in_group()
-        return group.committed([TopicPartition(*tp) for tp in partitions])
+        return group.committed([check_partition(tp) for tp in partitions])
 
     def enforce_rebalance(self) -> None:
         """Have the group's assignment computed again.  Partitions move only if that is more even."""

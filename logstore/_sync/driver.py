@@ -347,7 +347,7 @@ class Connection:
             rows = work()
         except psycopg.Error as error:
             raise self._translate(error, timeout_s, committing) from error
-        except UnicodeEncodeError as error:
+        except (ValueError, TypeError) as error:  # raised before anything was sent
             raise InvalidArgumentError(str(error)) from error
         finally:
             self.busy_since = inf

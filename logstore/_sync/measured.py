@@ -11,6 +11,8 @@ from logstore._core.call import Call
 from logstore._core.calls import Calls, Watermarks
 from logstore._core.pace import Pace
 from logstore._core.subscription import Subscription
+from logstore._core.timeouts import milliseconds
+from logstore._core.topic_name import check_partition
 from logstore._sync.concurrency import Lock
 from logstore._sync.fetcher import Fetcher
 from logstore.consumer_config import ConsumerConfig
@@ -64,10 +66,11 @@ class Measured:
         """
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise InvalidArgumentError(f"An offset is an integer from 0, not {offset!r}.")
-        self._ready()
+        tp = check_partition(partition)
         timeout_ms = self._config.request_timeout_ms if timeout_ms is None else timeout_ms
-        until = monotonic() + timeout_ms / 1000
-        tp = TopicPartition(*partition)
+        timeout_s = milliseconds(timeout_ms)
+        self._ready()
+        until = monotonic() + timeout_s
         pace = Pace(woken=False)
         watermark: int | None = None
         while True:

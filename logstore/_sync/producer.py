@@ -17,6 +17,7 @@ from logstore._core.partitioner import as_partitioner
 from logstore._core.queues import Topic
 from logstore._core.row_batch import RowBatch
 from logstore._core.staging_calls import StagedRecord, StagingCalls
+from logstore._core.timeouts import seconds
 from logstore._sync.borrowed import run_borrowed
 from logstore._sync.concurrency import Mutex, breathe, start_at_once
 from logstore._sync.futures import BulkFuture, SendFuture, StagedFuture, settled
@@ -31,7 +32,6 @@ from logstore.errors import (
     ClientClosedError,
     ForkedClientError,
     IllegalStateError,
-    InvalidArgumentError,
     LogstoreError,
     RequestTimedOutError,
     UnknownTopicOrPartitionError,
@@ -74,8 +74,6 @@ class Producer(Transacting):
 
     def __init__(self, dsn: str | None = None, **options: Unpack[ProducerOptions]) -> None:
         config = read_options(ProducerConfig, options, elsewhere=("dsn",))
-        if dsn is not None and not isinstance(dsn, str):
-            raise InvalidArgumentError(f"dsn is a string or None, not {dsn!r}.")
         self.config = config
         self._intake = Intake(config.key_serializer, config.value_serializer)
         self._plain_keys = config.key_serializer is None
@@ -292,8 +290,7 @@ class Producer(Transacting):
         self._check_usable()
         if self._sender.is_current:
             raise IllegalStateError("flush() cannot be called in a callback: it would wait for itself.")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
-            raise InvalidArgumentError(f"timeout is a number of seconds, or None, not {timeout!r}.")
+        timeout = seconds(timeout)
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
             waiting = self._accumulator.incomplete()
@@ -322,6 +319,7 @@ class Producer(Transacting):
         ``timeout`` is in seconds; None waits as long as delivery may take (``delivery_timeout_ms``).  What is
         not acknowledged by then fails with ClientClosedError, as it does when Ctrl-C ends the wait.
         """
+        timeout = seconds(timeout)
         if self._unusable is not None:
             return
         with self._lock:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from logstore._core.backoff import Backoff
 from logstore._core.share_ledger import Ledger, Settled
+from logstore._core.timeouts import milliseconds
 from logstore._core.topic_name import check_topic_name
 from logstore._sync.concurrency import Lock, Mutex, breathe, sleep, start_at_once
 from logstore._sync.session import Session
@@ -229,8 +230,9 @@ class ShareConsumer:
         count = self._config.max_poll_records if max_records is None else max_records
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100_000:
             raise InvalidArgumentError(f"max_records is an integer from 1 to 100000, not {max_records!r}.")
+        timeout_s = milliseconds(timeout_ms)
         self._ready()
-        until = time.monotonic() + timeout_ms / 1000
+        until = time.monotonic() + timeout_s
         polled: dict[TopicPartition, list[ShareRecord]] = {}
         with self._mutex:
             with self._lock:

@@ -81,8 +81,9 @@ def test_latest(colour: Colour, database: str) -> None:
         consumer.latest("nothing", "alice")
     with pytest.raises(UnknownTopicOrPartitionError):
         consumer.latest("t", "alice", 2)
-    with pytest.raises(InvalidArgumentError):
-        consumer.latest("t", 1)
+    for wrong in (1, "\ud800"):
+        with pytest.raises(InvalidArgumentError):
+            consumer.latest("t", wrong)
 
 
 def test_a_record_without_a_key_is_refused(colour: Colour, database: str) -> None:

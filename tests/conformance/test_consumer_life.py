@@ -17,6 +17,7 @@ from logstore.errors import (
     ClientClosedError,
     ConfigurationError,
     ConnectionFailedError,
+    InvalidArgumentError,
     SchemaMissingError,
     SchemaVersionError,
     WakeupError,
@@ -283,6 +284,15 @@ def test_options(colour: Colour, database: str, appender: Appender) -> None:
     for wrong, told in refused:
         with pytest.raises(ConfigurationError, match=told):
             colour.consumer("t", **{"dsn": database, **wrong})
+    makers: list[Callable[[], object]] = [
+        lambda: colour.consumer("t", dsn=5),
+        lambda: colour.share_consumer("t", dsn=b"host=a", group_id="g"),
+        lambda: colour.admin(5),
+        lambda: colour.producer(5),
+    ]
+    for make in makers:
+        with pytest.raises(InvalidArgumentError, match="dsn is a string"):
+            make()
 
 
 def test_nothing_is_left_behind(colour: Colour, database: str, appender: Appender) -> None:

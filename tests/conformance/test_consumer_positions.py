@@ -269,6 +269,8 @@ def test_partition_has_to_be_one(colour: Colour, database: str, nonsense: object
         consumer.assign([nonsense])
     with pytest.raises(InvalidArgumentError):
         consumer.end_offsets([nonsense])
+    with pytest.raises(InvalidArgumentError):
+        consumer.wait_for_offset(nonsense, 0)
 
 
 @pytest.mark.parametrize("nonsense", [-1, 1.5, "0", None])

@@ -144,6 +144,7 @@ def test_our_own_error_has_class_details_and_advice(colour: Colour, database: st
         ("SELECT $1::text[]", (TextArray(["a\0b"]),), InvalidArgumentError),
         ("SELECT $1::text[]", (TextArray(["\ud800"]),), InvalidArgumentError),
         ("SELECT $1::text", ("\ud800",), InvalidArgumentError),
+        ("SELECT $1::int4[]", (Int4Array(["1"]),), InvalidArgumentError),
     ],
 )
 def test_refused_statement_leaves_the_connection_usable(

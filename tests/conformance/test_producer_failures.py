@@ -540,3 +540,6 @@ def test_flush_waits_for_seconds_and_nothing_else(colour: Colour, database: str)
     for wrong in ("soon", True):
         with pytest.raises(InvalidArgumentError, match="a number of seconds"):
             producer.flush(timeout=wrong)
+        with pytest.raises(InvalidArgumentError, match="a number of seconds"):
+            producer.close(timeout=wrong)
+    producer.flush()

@@ -390,6 +390,9 @@ def test_what_does_not_fit_is_refused(colour: Colour, queue: Queue) -> None:
     for count in (0, True, "5"):
         with pytest.raises(InvalidArgumentError):
             consumer.poll(max_records=count)
+    for timeout_ms in ("soon", None, float("nan")):
+        with pytest.raises(InvalidArgumentError, match="number of milliseconds"):
+            consumer.poll(timeout_ms=timeout_ms)
     consumer.acknowledge(record)
     implicit = share(colour, queue, share_acknowledgement_mode="implicit")
     with pytest.raises(IllegalStateError):

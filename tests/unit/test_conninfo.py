@@ -16,6 +16,8 @@ HIDDEN = [
     "postgresql://app:hush@[::1/orders",
     "host=db password=old hush",
     "postgresql://app:hush@db:port/orders",
+    "postgresql://app:hush\ud800@db/orders",
+    "host=db\0 password=hush",
 ]
 
 

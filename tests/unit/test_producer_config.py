@@ -55,6 +55,8 @@ def test_acks(given: Any, level: int) -> None:
         {"partitioner": None},
         {"value_serializer": "json"},
         {"schema": ""},
+        {"schema": "\ud800"},
+        {"client_id": "a\0b"},
         {"transactional_id": "\ud800"},
     ],
 )
