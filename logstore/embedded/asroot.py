@@ -124,6 +124,9 @@ def _prepare(identity: Identity, parent: int, bind: bool = True) -> Callable[[],
     libc = ctypes.CDLL(None, use_errno=True) if bind and sys.platform == "linux" else None
 
     def prepare() -> None:
+        # The supervisor ignores it, and what a parent ignores its children ignore, until they have a handler
+        # of their own: an order to stop, the supervisor's or the kernel's below, would be lost.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         identity.enter()
         if libc is not None:
             # After enter(): a change of identity clears it.  SIGINT is PostgreSQL's fast shutdown.

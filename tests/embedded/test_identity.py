@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import site
 import subprocess
 import sys
@@ -121,6 +122,27 @@ def test_a_directory_that_the_namespace_cannot_reach_rules_it_out() -> None:
         os.chown(place, nobody.pw_uid, nobody.pw_gid)
         identity = asroot.choose(reach=[Path(place)], accounts=["nobody"])
         assert identity == Identity("account", nobody.pw_uid, nobody.pw_gid, "nobody")
+
+
+def test_what_is_started_can_be_interrupted_from_its_first_moment(tmp_path: Path) -> None:
+    """The supervisor ignores Ctrl-C; what a program ignores as it begins is lost until it has a handler."""
+    said = tmp_path / "said"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with said.open("wb") as log:
+            started = asroot.start(
+                asroot.choose(reach=[]),
+                ["/bin/grep", "SigIgn", "/proc/self/status"],
+                dict(os.environ),
+                cwd=Path("/"),
+                log=log.fileno(),
+                keep=log.fileno(),
+                bind=True,
+            )
+            assert started.wait() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not int(said.read_text().split()[1], 16) & 1 << signal.SIGINT - 1
 
 
 def test_a_plain_user_runs_it_directly() -> None:
