@@ -103,6 +103,8 @@ class AsyncProducer(Transacting):
         self._started = False
         """It is connecting, or has."""
         self._connected = False
+        self._others_wait = False
+        """There is something to do for the sender, who has to be let run: this one has not waited since."""
         self._unusable: type[IllegalStateError] | None = None
         start_at_once(self)
 
@@ -216,19 +218,20 @@ class AsyncProducer(Transacting):
         if connection is not None:
             return await self._stage(connection, topic, partition, key, value, pairs, timestamp_ms)
         accumulator = self._accumulator
+        if self._others_wait:
+            await self._let_others()
         try:
             with self._lock:
                 future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
-                if calls := accumulator.attention:
+                if accumulator.attention:
                     accumulator.attention = False
+                    self._others_wait = True
                     self._sender.work.notify_all()
         except TypeError:
             check_target(topic, partition)
             raise
         if future is None:
             return await self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
-        if calls:
-            await breathe()
         return future
 
     async def send_and_wait(
@@ -438,6 +441,8 @@ class AsyncProducer(Transacting):
         assigned: list[Piece] = []
         assigned_for = 0
         while True:
+            if self._others_wait:
+                await self._let_others()
             known = await self._known(topic, partition, deadline)
             if assigned_for != known.count:
                 assigned_for = known.count
@@ -450,9 +455,14 @@ class AsyncProducer(Transacting):
                     await self._room(deadline)
                     continue
                 accumulator.attention = False
+                self._others_wait = True
                 self._sender.work.notify_all()
-            await breathe()
             return taken
+
+    async def _let_others(self) -> None:
+        """Before a record is taken, for whoever is cancelled here has not sent it."""
+        self._others_wait = False
+        await breathe()
 
     async def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:
         """The topic, if need be as soon as the server has been asked about it."""

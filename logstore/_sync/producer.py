@@ -104,6 +104,8 @@ class Producer(Transacting):
         self._started = False
         """It is connecting, or has."""
         self._connected = False
+        self._others_wait = False
+        """There is something to do for the sender, who has to be let run: this one has not waited since."""
         self._unusable: type[IllegalStateError] | None = None
         start_at_once(self)
 
@@ -217,19 +219,20 @@ class Producer(Transacting):
         if connection is not None:
             return self._stage(connection, topic, partition, key, value, pairs, timestamp_ms)
         accumulator = self._accumulator
+        if self._others_wait:
+            self._let_others()
         try:
             with self._lock:
                 future = accumulator.add(topic, partition, key, value, pairs, timestamp_ms, time())
-                if calls := accumulator.attention:
+                if accumulator.attention:
                     accumulator.attention = False
+                    self._others_wait = True
                     self._sender.work.notify_all()
         except TypeError:
             check_target(topic, partition)
             raise
         if future is None:
             return self._send_patiently(topic, partition, key, value, pairs, timestamp_ms)
-        if calls:
-            breathe()
         return future
 
     def send_and_wait(
@@ -435,6 +438,8 @@ class Producer(Transacting):
         assigned: list[Piece] = []
         assigned_for = 0
         while True:
+            if self._others_wait:
+                self._let_others()
             known = self._known(topic, partition, deadline)
             if assigned_for != known.count:
                 assigned_for = known.count
@@ -447,9 +452,14 @@ class Producer(Transacting):
                     self._room(deadline)
                     continue
                 accumulator.attention = False
+                self._others_wait = True
                 self._sender.work.notify_all()
-            breathe()
             return taken
+
+    def _let_others(self) -> None:
+        """Before a record is taken, for whoever is cancelled here has not sent it."""
+        self._others_wait = False
+        breathe()
 
     def _known(self, topic: str, partition: int | None, deadline: float) -> Topic:
         """The topic, if need be as soon as the server has been asked about it."""

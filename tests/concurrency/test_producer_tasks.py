@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -111,6 +112,34 @@ def test_cancelled_send_that_waits_for_room_takes_nothing(database: str, appende
                     while True:
                         await producer.send("t", b"v" * 100)
                         sent += 1
+            await producer.flush()
+            assert producer.metrics()["record-send-total"] == sent
+
+    run(main)
+
+
+def test_send_that_is_cancelled_while_it_lets_others_run_takes_nothing(
+    database: str, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appender.create("t", 1)
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        async with AsyncProducer(database, linger_ms=0) as producer:
+            await producer.send("t", b"first")  # which has to look the topic up
+            sent = 1
+            with monkeypatch.context() as patched:
+                patched.setattr("logstore._async.producer.breathe", cancelled)
+                for attempt in range(10):
+                    with suppress(asyncio.CancelledError):
+                        if attempt % 2:
+                            await producer.send("t", b"v")
+                        else:
+                            await producer.send_many("t", [b"v"])
+                        sent += 1
+            assert sent < 11
             await producer.flush()
             assert producer.metrics()["record-send-total"] == sent
 

@@ -233,7 +233,7 @@ def test_committing_without_waiting(member: Callable[..., Any], log: Appender, r
         (7, InvalidArgumentError),
         ({TP: OffsetAndMetadata(1, "x" * 4097)}, OffsetMetadataTooLargeError),
         ({TP: OffsetAndMetadata(1, "\ud800")}, InvalidArgumentError),
-        ({TP: OffsetAndMetadata(1, "", "3")}, InvalidArgumentError),
+        ({TP: OffsetAndMetadata(1, "", "3")}, InvalidArgumentError),  # type: ignore[arg-type]
     ],
 )
 def test_commit_that_is_refused(
