@@ -57,20 +57,25 @@ def watch(dsn: str, sql: str, *arguments: Any) -> Any:
 
 def _execute(dsn: str, sql: str, arguments: Sequence[Any], *, binary: bool = False) -> Cursor[TupleRow]:
     known = _kept.get(dsn)
-    session = known.pop() if known else psycopg.connect(dsn, autocommit=True)
+    session = known.pop() if known else _session(dsn)
     try:
         return session.execute(sql.encode(), arguments, binary=binary)
     except psycopg.OperationalError:
         if not (known is not None and session.closed):
             raise
         # A test had the server end its sessions.
-        session = psycopg.connect(dsn, autocommit=True)
+        session = _session(dsn)
         return session.execute(sql.encode(), arguments, binary=binary)
     finally:
         if known is None or dsn not in _kept:
             session.close()
         else:
             known.append(session)
+
+
+def _session(dsn: str) -> psycopg.Connection[TupleRow]:
+    # A statement that is looked at often would be prepared, and a pooler lends another server next time.
+    return psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
 
 
 @contextmanager
