@@ -60,11 +60,12 @@ begin atomic
     order by t.topic_id;
 end;
 
--- Takes no lock beyond ACCESS SHARE; reads the keys of one leaf, stops at the first match; writes nothing; returns
--- whether it has a record that is still to be erased.
+-- Takes no lock beyond ACCESS SHARE; reads the keys of one leaf, once, however many are to be erased, and stops at the
+-- first match; writes nothing; returns whether it has a record that is still to be erased.
 create or replace function holds_erased(topic_id int4, segment int4) returns boolean
 language plpgsql stable security definer set search_path from current
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set enable_nestloop = off
+as $$
 declare
     leaf constant text := format('b_%s_%s', topic_id, segment);
     holds boolean;
@@ -74,12 +75,10 @@ begin
     end if;
     execute format($holds$
         select exists (
-            select from pending_erasures($1) e
-            join %I b on b.base_offset < coalesce(e.ends[b.partition + 1], 0) and e.key = any (b.keys)
-            where exists (
-                select from (select unnest(b.keys) as key, unnest(b.offset_deltas) as delta,
-                                    generate_series(0, b.record_count - 1) as n) u
-                where u.key = e.key and b.base_offset + coalesce(u.delta, u.n) < e.ends[b.partition + 1]))
+            select from (select b.partition, b.base_offset, unnest(b.keys) as key, unnest(b.offset_deltas) as delta,
+                                generate_series(0, b.record_count - 1) as n from %I b where b.keys is not null) u
+            join pending_erasures($1) e on e.key = u.key
+            where u.base_offset + coalesce(u.delta, u.n) < e.ends[u.partition + 1])
         $holds$, leaf) into holds using topic_id;
     return holds;
 end

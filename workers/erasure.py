@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Erased:
     finished: int
     """How many erasures are finished by this."""
     more: bool
-    """The time was up before everything was done."""
+    """Something is left: another topic, or what somebody else has under way."""
 
     def summary(self) -> str:
         """In one line."""
@@ -51,9 +52,10 @@ def run_once(
 ) -> Erased:
     """Search the topics that keys are to be erased from, and write anew the segments that have them.
 
-    The arguments are those of :func:`logstore.workers.compaction.run_once`, and so is what it promises.  An
-    erasure is finished by the first run after the old segments have been dropped (see
-    :mod:`logstore.workers.reclaim`).
+    ``budget_s``: after about so long no further topic is begun; one that was begun is searched to its end,
+    however long that takes, since what has been searched is known to this run only.  The other arguments are
+    those of :func:`logstore.workers.compaction.run_once`, and so is what it promises.  An erasure is finished
+    by the first run after the old segments have been dropped (see :mod:`logstore.workers.reclaim`).
     """
     stop = stop or threading.Event()
     until = time.monotonic() + budget_s
@@ -63,11 +65,11 @@ def run_once(
     attempts = Attempts()
     with opened(dsn, schema, "erasure", LIMITS) as connection:
         for topic_id, topic in connection.rows("SELECT topic_id, topic FROM {}.topics_to_erase()"):
-            if stop.is_set() or time.monotonic() >= until:
+            if stop.is_set() or (topics and time.monotonic() >= until):
                 more = True
                 break
             topics.append(topic)
-            run = _Run(connection, topic_id, until, stop, duty, max_records)
+            run = _Run(connection, topic_id, stop, duty, max_records)
             with attempts.one():
                 run.search()
             searched += len(run.searched)
@@ -85,14 +87,12 @@ class _Run:
         self,
         connection: Connection,
         topic_id: int,
-        until: float,
         stop: threading.Event,
         duty: float,
         max_records: int,
     ) -> None:
         self._connection = connection
         self._topic_id = topic_id
-        self._until = until
         self._stop = stop
         self._duty = duty
         self._max_records = max_records
@@ -113,7 +113,7 @@ class _Run:
             self.more = True
             return
         while (segment := self._next()) is not None:
-            if self._stop.is_set() or time.monotonic() >= self._until:
+            if self._stop.is_set():
                 self.more = True
                 return
             if self._holds(segment):
@@ -150,7 +150,7 @@ class _Run:
         return advance(
             self._connection,
             self._topic_id,
-            until=self._until,
+            until=math.inf,
             stop=self._stop,
             duty=self._duty,
             max_records=self._max_records,

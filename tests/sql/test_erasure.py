@@ -186,6 +186,19 @@ def test_a_segment_that_is_closed_during_a_search_is_searched_too(
     assert audit(session, topic_id) == []
 
 
+def test_a_search_that_takes_longer_than_a_run_comes_to_its_end(session: Session, log_dsn: str) -> None:
+    topic_id = create(session, cleanup_policy="delete", segment_bytes="100")
+    for number in range(6):
+        append(session, topic_id, [b"x" * 100], keys=[b"a" if number in (2, 5) else b"b"])
+    create(session, "u", cleanup_policy="delete")
+    session.execute("SELECT erase_key('t', 'a'::text), erase_key('u', 'a'::text)")
+    states = "SELECT topic, state, records FROM erasures ORDER BY topic"
+    # No time is left as soon as the first topic is begun.
+    assert erasure.run_once(log_dsn, budget_s=0.0001).more
+    assert rows(session, states) == [("t", "removed", 2), ("u", "pending", 0)]
+    assert len(all_records(session)) == 4
+
+
 def test_a_topic_may_be_deleted_while_keys_are_taken_out_of_it(session: Session, connect: Connect) -> None:
     topic_id = create(session, cleanup_policy="delete")
     keyed(session, topic_id, a="1", b="1")
