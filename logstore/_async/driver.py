@@ -149,7 +149,9 @@ class Connection:
         ``busy`` and ``meanwhile`` are for calls made while other threads compute: not in asyncio.
         """
         committing = call.writes and not self._in_transaction
-        return call.decode(await self._execute(call.sql, call.args, timeout_s, committing=committing))
+        return call.decode(
+            await self._execute(call.sql, call.args, timeout_s, committing=committing, prepared=call.prepared)
+        )
 
     async def execute(self, sql: str, *, timeout_s: float | None = None) -> None:
         """Run a statement that has no parameters and whose answer does not matter."""
@@ -230,9 +232,11 @@ class Connection:
         timeout_s: float | None,
         *,
         committing: bool,
+        prepared: bool = True,
     ) -> Sequence[Sequence[Any]]:
         values = [arg.items if isinstance(arg, ArrayParameter) else arg for arg in args]
-        operation = self._fetch(sql, values) if self._prepares else self._raw.fetch(sql, *values)
+        kept = prepared and self._prepares
+        operation = self._fetch(sql, values) if kept else self._raw.fetch(sql, *values)
         rows: Sequence[Sequence[Any]] = await self._bounded(operation, timeout_s, committing=committing)
         return rows
 

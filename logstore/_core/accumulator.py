@@ -289,7 +289,7 @@ class Accumulator(Generic[F]):
         taken: list[Batch] = []
         size = 0
         full = sum(queue.batches[0].size >= self.limits.batch_size for queue in due) >= share
-        most = -(-len(due) // share) if full else len(due)
+        most = min(-(-len(due) // share) if full else len(due), self.limits.request_batches)
         for queue in due:
             batch = queue.batches[0]
             if taken and (size + batch.size > self.limits.request_bytes or len(taken) >= most):

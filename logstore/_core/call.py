@@ -29,6 +29,8 @@ class Call(Generic[T]):
     """The SQL function, for messages and metrics."""
     writes: bool = False
     """It commits something: if the connection is lost before the answer, the outcome is unknown."""
+    prepared: bool = True
+    """Its text comes again: sessions keep it, and the memory that takes."""
 
 
 def quoted(identifier: str) -> str:

@@ -227,6 +227,11 @@ _APPEND_CASTS: Final = (
 )  # fmt: skip
 
 
+KEPT_BATCHES: Final = 64
+"""Each number of batches in a request is a text of its own, of which the server keeps 7 kB a batch: with more
+batches than these it is not kept."""
+
+
 class Calls:
     """The SQL functions of one log.
 
@@ -297,15 +302,16 @@ class Calls:
         They have to be in ascending order of (topic_id, partition), each at most once, which keeps
         transactions from deadlocking.  ``acks`` is 0, 1 or -1 (all).
         """
-        sql = self._append_sql.get(len(batches))
-        if sql is None:
-            sql = self._append_sql[len(batches)] = self._append_text(len(batches))
+        count = len(batches)
+        sql = self._append_sql.get(count) or self._append_text(count)
+        if kept := count <= KEPT_BATCHES:
+            self._append_sql[count] = sql
         args: list[Any] = []
         for batch in batches:
             args += batch[:10]
             args.append(acks)
             args += batch[10:]
-        return Call(sql, tuple(args), _append_results, "append", writes=True)
+        return Call(sql, tuple(args), _append_results, "append", writes=True, prepared=kept)
 
     def fetch(
         self,

@@ -25,6 +25,10 @@ class Limits:
     retries: int
     request_bytes: int = 4 << 20
     """How much one request carries before further partitions have to wait for the next."""
+    request_batches: int = 512
+    """How many batches that may be.  PostgreSQL takes 1,664 columns at most, and asyncpg 32,767 arguments, 15
+    for each batch.
+    """
 
 
 class PartitionQueue:

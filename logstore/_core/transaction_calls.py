@@ -173,7 +173,14 @@ def together(parts: Sequence[Part]) -> Call[list[Any]]:
 
     args = tuple(arg for part in parts for arg in part.call.args)
     name = ", ".join(dict.fromkeys(part.call.name for part in parts))
-    return Call(sql, args, decode, name, writes=any(part.call.writes for part in parts))
+    return Call(
+        sql,
+        args,
+        decode,
+        name,
+        writes=any(part.call.writes for part in parts),
+        prepared=all(part.call.prepared for part in parts),
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -220,11 +220,13 @@ class Connection:
         """
         committing = call.writes and not self._in_transaction
         if not busy:
-            return call.decode(self._execute(call.sql, call.args, timeout_s, committing=committing))
+            return call.decode(
+                self._execute(call.sql, call.args, timeout_s, committing=committing, prepared=call.prepared)
+            )
         raw = self._raw
 
         def rows() -> list[tuple[Any, ...]]:
-            return rows_of(raw, pushed(raw, (call.sql, call.args), meanwhile))
+            return rows_of(raw, pushed(raw, call, meanwhile))
 
         return call.decode(self._guarded(rows, timeout_s, committing=committing))
 
@@ -315,7 +317,13 @@ class Connection:
         self.abort()
 
     def _execute(
-        self, sql: str, args: Sequence[Any] | None, timeout_s: float | None, *, committing: bool
+        self,
+        sql: str,
+        args: Sequence[Any] | None,
+        timeout_s: float | None,
+        *,
+        committing: bool,
+        prepared: bool = True,
     ) -> list[tuple[Any, ...]]:
         cursor = self._cursor
 
@@ -323,7 +331,7 @@ class Connection:
             if args is None:
                 cursor.execute(sql, prepare=False)
             else:
-                cursor.execute(sql, args, binary=True)
+                cursor.execute(sql, args, binary=True, prepare=None if prepared else False)
             # Not ``description``, which is made anew for every column each time it is looked at.
             result = cursor.pgresult
             return cursor.fetchall() if result is not None and result.nfields else []

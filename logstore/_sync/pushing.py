@@ -21,11 +21,9 @@ from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 
 from logstore._core.arrays import ArrayParameter
+from logstore._core.call import Call
 
-__all__ = ["Statement", "pushed", "rows_of"]
-
-Statement = tuple[str, Sequence[Any]]
-"""A text with ``$n`` and its arguments: int, None or an array."""
+__all__ = ["pushed", "rows_of"]
 
 
 class Droppable(Protocol):
@@ -95,8 +93,9 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def pushed(raw: Droppable, statement: Statement, meanwhile: Callable[[], None] | None) -> PGresult:
-    """Run ``statement`` and wait for its answer; call ``meanwhile``, if there is, when it is sent.
+def pushed(raw: Droppable, call: Call[Any], meanwhile: Callable[[], None] | None) -> PGresult:
+    """Make ``call``, whose arguments are int, None or arrays, and wait for its answer; call ``meanwhile``, if
+    there is, when it is sent.
 
     It is prepared, which is an answer more to wait for, once: a statement that is not is planned with the
     values of its parameters, for which the server copies them all.
@@ -106,10 +105,11 @@ def pushed(raw: Droppable, statement: Statement, meanwhile: Callable[[], None] |
         _pushes.begin(raw, raw.deadline)
     try:
         pgconn.nonblocking = 0
-        text, arguments = statement
-        values, formats = _spoken(arguments)
-        name = b"" if raw.pooled else raw.prepared.get(text, b"")
-        if not name and not raw.pooled:
+        text = call.sql
+        values, formats = _spoken(call.args)
+        kept = call.prepared and not raw.pooled
+        name = raw.prepared.get(text, b"") if kept else b""
+        if kept and not name:
             name = b"logstore_%d" % len(raw.prepared)
             answer = pgconn.prepare(name, text.encode())
             if answer.status != ExecStatus.COMMAND_OK:

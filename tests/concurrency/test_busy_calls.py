@@ -100,6 +100,14 @@ def test_nothing_is_prepared_behind_a_pooler(pgbouncer_dsn: str, connect: Open, 
     assert connection.run(call("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql")) == [(0,)]
 
 
+def test_a_busy_call_that_does_not_come_again_is_not_kept(database: str, connect: Open, run: Run) -> None:
+    connection = connect(database)
+    for _ in range(2):
+        assert run(connection, Call("SELECT $1::int4", (1,), list, "test", prepared=False)) == [(1,)]
+    kept = call("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql AND name LIKE 'logstore%'")
+    assert connection.run(kept) == [(0,)]
+
+
 @pytest.mark.parametrize(
     ("sql", "args", "kind"),
     [

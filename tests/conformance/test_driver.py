@@ -90,6 +90,15 @@ def test_one_statement_serves_values_of_every_size(colour: Colour, database: str
     assert prepared == [(1,)]
 
 
+def test_statement_that_does_not_come_again_is_not_kept(colour: Colour, database: str) -> None:
+    connection = colour.connection(database)
+    for _ in range(2):
+        once = Call("SELECT $1::int8 + 1", (1,), lambda rows: rows[0][0], "test", prepared=False)
+        assert connection.run(once) == 2
+    kept = call("SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT $1::int8 + 1'")
+    assert connection.run(kept) == [(0,)]
+
+
 def test_statements_keep_apart(colour: Colour, database: str) -> None:
     connection = colour.connection(database)
     for _ in range(3):

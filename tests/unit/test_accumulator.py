@@ -271,6 +271,13 @@ def test_large_request_leaves_partitions_for_the_next_and_they_come_first_then()
     assert [batch.queue.partition for batch in made.drain(0.0)] == [1]
 
 
+def test_request_takes_as_many_batches_as_one_statement_may() -> None:
+    made = accumulator(request_batches=2)
+    for partition in range(3):
+        made.add("t", partition, None, b"v" * 600, None, 5, 0.0)
+    assert [[batch.queue.partition for batch in made.drain(0.0)] for _ in range(3)] == [[0, 1], [2], []]
+
+
 def test_retried_batch_waits_longer_each_time_and_then_fails_with_the_error() -> None:
     made = accumulator(retries=2)
     made.add("t", 0, None, b"v" * 600, None, 5, 0.0)

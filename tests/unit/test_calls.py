@@ -66,6 +66,17 @@ def test_append_of_several_batches_is_one_statement_with_one_column_each() -> No
     assert call.decode([[[5, -1, 0], [9, 1000, 1]]]) == [AppendResult(5, -1, 0), AppendResult(9, 1000, 1)]
 
 
+def test_only_small_appends_are_kept() -> None:
+    """Or a producer of a thousand partitions would have the server keep a thousand plans, up to 7 MB each."""
+    batch = AppendBatch(7, 0, 1, 5, None, None, ByteaArray([b"v"]))
+    calls = Calls()
+    for count, kept in ((1, True), (64, True), (65, False), (1000, False)):
+        call = calls.append([batch._replace(partition=number) for number in range(count)], 1)
+        assert call.prepared is kept
+        assert call.sql.count('"append"') == count
+    assert sorted(calls._append_sql) == [1, 64]
+
+
 @pytest.mark.parametrize("name", ["append", "create_topic", "delete_topic", "produce"])
 def test_calls_that_commit_say_so(name: str) -> None:
     for call in every_call(Calls()):
