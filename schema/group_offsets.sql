@@ -30,11 +30,11 @@ begin
     left join topic t on t.topic_id = w.topic_id
     where h.end_offset is null or w.committed is null or w.committed not between 0 and h.end_offset
     order by w.idx limit 1;
-    if wrong.partition is null then
+    if not found then
         return;
     elsif wrong.end_offset is null then
         perform raise_error('LS001', format('topic %s has no partition %s',
-            coalesce(to_json(wrong.topic)::text, 'that is deleted'), wrong.partition),
+            coalesce(to_json(wrong.topic)::text, 'that is deleted'), coalesce(wrong.partition::text, 'null')),
             jsonb_build_object('topic', wrong.topic, 'partition', wrong.partition), null);
     else
         perform raise_error('LS006',

@@ -208,14 +208,10 @@ def opened(dsn: str, schema: str, job: str, limits: Limits | None = None) -> Ite
                 _open.pop(raw, None)
 
 
-def drop_all(*, of: object = None, but: Connection | None = None) -> int:
-    """Break every connection of this process's jobs, so that each job ends; say how many there were.
-
-    ``of``: only those of this owner.
-    """
+def drop_all(*, of: object) -> int:
+    """Break every connection of an owner, so that whoever works with one ends; say how many there were."""
     with _guard:
-        spared = None if but is None else but.raw
-        found = [raw for raw, owner in _open.items() if raw is not spared and (of is None or owner is of)]
+        found = [raw for raw, owner in _open.items() if owner is of]
         for raw in found:
             _drop(raw)
     return len(found)

@@ -218,15 +218,18 @@ class Worker:
         leaving.start()
         leaving.join(LEAVE_S)
         if leaving.is_alive():
-            connections.drop_all()
+            self._leases.drop()
         self._journal.note(f"worker {self.worker_id} ends")
 
     def _break_off(self) -> None:
         """Once told to stop: have what runs end, by force if need be."""
         self._stop.wait()
         if not self._finished(self._grace_s):
-            dropped = connections.drop_all(but=self._leases.connection)
-            self._journal.note(f"{', '.join(self.running)}: broken off; {dropped} connections dropped")
+            with self._changed:
+                running = dict(self._running)
+            # No other worker's, of which this process may have some.
+            dropped = sum(connections.drop_all(of=run) for run in running.values())
+            self._journal.note(f"{', '.join(sorted(running))}: broken off; {dropped} connections dropped")
             self._finished(END_S)
 
     def _leave(self) -> None:

@@ -146,6 +146,8 @@ def test_group_without_members_takes_commits(server_side: Connection, log: Appen
         commit(server_side, "manual", topic_id, 11)
     with pytest.raises(UnknownTopicOrPartitionError):
         commit(server_side, "manual", topic_id, 0, partition=2)
+    with pytest.raises(UnknownTopicOrPartitionError, match='topic "t" has no partition null'):
+        commit(server_side, "manual", topic_id, 0, partition=None)  # type: ignore[arg-type]
     with pytest.raises(InvalidGroupError):
         commit(server_side, "", topic_id, 0)
     assert offsets(server_side, "manual") == {0: 4}

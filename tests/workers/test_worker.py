@@ -342,6 +342,26 @@ def test_told_to_stop_it_breaks_off_what_does_not_end(bench: Bench) -> None:
     eventually(lambda: watch(bench.dsn, sleeping) == 0, "the end of the statement")
 
 
+def test_who_breaks_off_leaves_other_workers_of_the_process_alone(bench: Bench) -> None:
+    def run(dsn: str, _stop: threading.Event) -> Came:
+        with opened(
+            dsn, "logstore", "sleeper", Limits(statement_timeout_ms=0, idle_timeout_ms=0)
+        ) as connection:
+            connection.rows("SELECT pg_advisory_lock(1)")
+        return Came()
+
+    with psycopg.connect(bench.dsn, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        with bench.working(job("other", run, every_s=1000)) as other:
+            eventually(lambda: other.running == ["other"], "it runs")
+            with bench.working(job("job", run), grace_s=0.1) as worker:
+                eventually(lambda: worker.running == ["job"], "it runs")
+            holder.execute("SELECT pg_advisory_unlock(1)")
+            eventually(lambda: other.tallies["other"].runs == 1, "the end of the run")
+    outcomes = {(line["job"], line["outcome"]) for line in bench.finished()}
+    assert outcomes == {("job", "broken off"), ("other", "ok")}
+
+
 def test_a_log_of_another_revision_is_left_alone(bench: Bench) -> None:
     with psycopg.connect(bench.dsn, autocommit=True) as connection:
         connection.execute("UPDATE logstore.alembic_version SET version_num = '9999'")
