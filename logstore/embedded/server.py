@@ -58,7 +58,10 @@ class Handle:
                 f"The embedded server in {now.home} was stopped by `logstore down`.",
                 advice="Make a new client to start it again.",
             )
-        self.status = self._server.await_ready(timeout_s)
+        try:
+            self.status = self._server.await_ready(timeout_s)
+        except OSError as exc:
+            raise unusable(self._server.home.path, exc) from exc
         return self.status
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -159,6 +160,15 @@ def test_a_removed_directory_stops_the_server(embedded_server: EmbeddedServer) -
     with embedded_server.start_or_join() as handle:
         embedded_server.home.users.unlink()
         eventually(lambda: not lives(handle.status.postmaster_pid), "the server has stopped")
+
+
+def test_nobody_goes_on_in_a_directory_that_is_gone(embedded_server: EmbeddedServer) -> None:
+    with embedded_server.start_or_join() as handle:
+        shutil.rmtree(embedded_server.home.path)
+        eventually(lambda: not lives(handle.status.supervisor_pid), "the supervisor has left")
+        assert not lives(handle.status.postmaster_pid)
+        with pytest.raises(EmbeddedServerError, match="cannot be used: No such file"):
+            handle.revive()
 
 
 def test_a_long_path_gets_a_socket_elsewhere(home: Path) -> None:
