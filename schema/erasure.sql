@@ -51,13 +51,14 @@ select e.erasure_id, e.topic, encode(e.key_sha256, 'hex') as key_sha256, e.reque
 from erasure e;
 
 -- Takes no lock, reads the rows of erasure, writes nothing, returns the topics in which something is still to be
--- erased, or to be dropped.
+-- erased, or to be dropped, those that have waited longest first.
 create or replace function topics_to_erase() returns table (topic_id int4, topic text)
 language sql stable security definer set search_path from current
 begin atomic
     select t.topic_id, t.name from topic t
-    where exists (select from erasure e where e.topic_id = t.topic_id and e.finished_at is null)
-    order by t.topic_id;
+    join (select e.topic_id, min(e.erasure_id) as first from erasure e
+          where e.finished_at is null group by e.topic_id) e on e.topic_id = t.topic_id
+    order by e.first;
 end;
 
 -- Takes no lock beyond ACCESS SHARE; reads the keys of one leaf, once, however many are to be erased, and stops at the

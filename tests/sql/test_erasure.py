@@ -191,12 +191,16 @@ def test_a_search_that_takes_longer_than_a_run_comes_to_its_end(session: Session
     for number in range(6):
         append(session, topic_id, [b"x" * 100], keys=[b"a" if number in (2, 5) else b"b"])
     create(session, "u", cleanup_policy="delete")
-    session.execute("SELECT erase_key('t', 'a'::text), erase_key('u', 'a'::text)")
-    states = "SELECT topic, state, records FROM erasures ORDER BY topic"
+    session.execute("SELECT erase_key('t', 'a'::text), erase_key('u', 'a'::text), erase_key('t', 'c'::text)")
+    states = "SELECT topic, state, records FROM erasures ORDER BY erasure_id"
     # No time is left as soon as the first topic is begun.
     assert erasure.run_once(log_dsn, budget_s=0.0001).more
-    assert rows(session, states) == [("t", "removed", 2), ("u", "pending", 0)]
+    assert rows(session, states) == [("t", "removed", 2), ("u", "pending", 0), ("t", "removed", 0)]
     assert len(all_records(session)) == 4
+    # Whoever has waited longest comes first, whatever is asked of others meanwhile.
+    session.execute("UPDATE erasure SET finished_at = removed_at")
+    session.execute("SELECT erase_key('t', 'd'::text)")
+    assert rows(session, "SELECT topic FROM topics_to_erase()") == [("u",), ("t",)]
 
 
 def test_a_topic_may_be_deleted_while_keys_are_taken_out_of_it(session: Session, connect: Connect) -> None:
