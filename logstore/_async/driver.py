@@ -73,7 +73,7 @@ class Connection:
         cls, dsn: str | Mapping[str, Any], *, timeout_s: float = 10.0, application_name: str = "logstore"
     ) -> Connection:
         """Connect to ``dsn``, a libpq URI or key/value string or what :func:`parameters_of` says of one,
-        within ``timeout_s`` seconds.
+        within ``timeout_s`` seconds, or ``connect_timeout`` if that says so (libpq's minimum is 2).
 
         Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
         when no server answers, AuthenticationFailedError when it wants another password.
@@ -81,12 +81,15 @@ class Connection:
         parameters = parameters_of(dsn) if isinstance(dsn, str) else dict(dsn)
         where = describe(parameters)
         parameters.setdefault("application_name", application_name)
+        patience_s = timeout_s
         try:
+            if (told_s := int(parameters.get("connect_timeout") or 0)) > 0:
+                patience_s = max(2, told_s)
             raw = await asyncpg.connect(
-                **asyncpg_arguments(parameters), timeout=timeout_s, statement_cache_size=0
+                **asyncpg_arguments(parameters), timeout=patience_s, statement_cache_size=0
             )
         except TimeoutError as error:
-            raise connect_error(where, None, f"no answer within {timeout_s:g} s") from error
+            raise connect_error(where, None, f"no answer within {patience_s:g} s") from error
         except asyncpg.PostgresError as error:
             raise connect_error(where, error.sqlstate, str(error)) from error
         except ssl.SSLCertVerificationError as error:  # which is a ValueError, too

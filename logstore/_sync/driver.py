@@ -136,7 +136,8 @@ class Connection:
     ) -> Connection:
         """Connect to ``dsn``, a libpq URI or key/value string or what :func:`parameters_of` says of one.
 
-        Every host of the DSN is given ``timeout_s`` seconds (at least 2, which is libpq's minimum).
+        Every host of the DSN is given ``timeout_s`` seconds (at least 2, which is libpq's minimum), or its
+        ``connect_timeout``.
 
         Raises ConfigurationError for a DSN that makes no sense, ConnectionFailedError (naming host and port)
         when no server answers, AuthenticationFailedError when it wants another password.

@@ -378,9 +378,12 @@ def test_refused_connection_names_host_and_port_and_not_the_password(colour: Col
     assert "secret" not in str(caught.value)
 
 
-def test_server_that_does_not_answer_is_given_up(colour: Colour) -> None:
+@pytest.mark.parametrize(("own", "of_the_dsn"), [(2, ""), (600, "connect_timeout=1")])
+def test_server_that_does_not_answer_is_given_up(colour: Colour, own: int, of_the_dsn: str) -> None:
     with silent_server() as port, pytest.raises(ConnectionFailedError, match=f"127.0.0.1:{port}"):
-        colour.connection(f"host=127.0.0.1 port={port} user=a password=secret sslmode=disable", timeout_s=2)
+        colour.connection(
+            f"host=127.0.0.1 port={port} user=a password=secret sslmode=disable {of_the_dsn}", timeout_s=own
+        )
 
 
 @pytest.mark.parametrize("dsn", ["bogus", "postgresql://[", "host=a nonsense=b"])
