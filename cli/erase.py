@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import click
 
@@ -92,7 +93,8 @@ def _do_it(dsn: str) -> None:
     from logstore.workers import erasure
 
     while erasure.run_once(dsn, settings().schema, duty=1.0).more:
-        pass
+        # It may be a worker's turn.
+        time.sleep(0.1)
 
 
 def _state(erasure: Erasure) -> str:
