@@ -344,9 +344,8 @@ def test_told_to_stop_it_breaks_off_what_does_not_end(bench: Bench) -> None:
 
 def test_who_breaks_off_leaves_other_workers_of_the_process_alone(bench: Bench) -> None:
     def run(dsn: str, _stop: threading.Event) -> Came:
-        with opened(
-            dsn, "logstore", "sleeper", Limits(statement_timeout_ms=0, idle_timeout_ms=0)
-        ) as connection:
+        patient = Limits(statement_timeout_ms=0, lock_timeout_ms=0)
+        with opened(dsn, "logstore", "waiter", patient) as connection:
             connection.rows("SELECT pg_advisory_lock(1)")
         return Came()
 
