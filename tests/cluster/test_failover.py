@@ -109,8 +109,9 @@ def test_a_leader_that_is_stopped_is_left_and_does_no_harm_when_it_goes_on(
             for process in stopped:
                 os.kill(process.pid, signal.SIGCONT)
         producers.advance()
+        # Until then whoever knows no timelines, as the judge, may take it for the leader that it was.
+        eventually(lambda: cluster.status().phase == "ready", "it follows", ENOUGH_S)
     say(f"SIGSTOP of the leader, {colour.name}", producers.longest_silence())
-    eventually(lambda: cluster.status().phase == "ready", "it follows", ENOUGH_S)
 
 
 @pytest.mark.timeout(240)
