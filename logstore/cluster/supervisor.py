@@ -29,6 +29,7 @@ from logstore.cluster import configuration, processes, rest
 from logstore.cluster.configuration import Programs
 from logstore.cluster.layout import ETCD, Layout, Place, Plan, places
 from logstore.cluster.orders import Orders, Report
+from logstore.cluster.receiver import astray
 from logstore.cluster.release import release
 from logstore.embedded import asroot
 from logstore.embedded.asroot import Identity
@@ -41,6 +42,8 @@ __all__ = ["main"]
 log = logging.getLogger("logstore.cluster.supervisor")
 
 _TICK_S: Final = 0.5
+_LOOK_EVERY_S: Final = 2.0
+"""At who receives from whom: for so long PostgreSQL has time to see to that itself."""
 _QUICK_DEATH_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 5.0
 _FOLLOWERS_STOP_S: Final = 20.0
@@ -82,6 +85,8 @@ class Supervisor:
         self.layout = Layout(Path(self.orders.path))
         self._told = False
         self._wake, self._waker = os.pipe()
+        self._astray: set[int] = set()
+        self._look_at = 0.0
 
     def run(self) -> int:
         """Start, watch, stop.  Returns the exit code."""
@@ -101,6 +106,7 @@ class Supervisor:
             while self._at_home():
                 for child in self.children:
                     self._tend(child)
+                self._lead_back(time.monotonic())
                 self._pause(_TICK_S)
         except _Told:
             pass
@@ -220,6 +226,20 @@ class Supervisor:
         if released:
             log.info("%s led; its key is released", child.place.name)
         return released is not None or not held
+
+    def _lead_back(self, now: float) -> None:
+        """End the walreceivers that stay with a server they were told to leave; the next ones do not."""
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_S
+        before, self._astray = self._astray, set()
+        for child in self.children:
+            if child.place.name != ETCD and (process := astray(child.place)) is not None:
+                self._astray.add(process.pid)
+                if process.pid in before:
+                    log.warning("%s receives from a server that it was told to leave", child.place.name)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGTERM)
 
     def _start(self, child: _Child) -> None:
         place = child.place
