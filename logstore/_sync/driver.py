@@ -327,6 +327,10 @@ class Connection:
         prepared: bool = True,
     ) -> list[tuple[Any, ...]]:
         cursor = self._cursor
+        # Not before busy calls: looking is a turn of the interpreter.
+        if committing and not self.closed and self._ended():
+            self._raw.close()
+            raise outcome.connection_lost("", committing=False, where=self.dsn_for_display)
 
         def rows() -> list[tuple[Any, ...]]:
             if args is None:
@@ -346,9 +350,6 @@ class Connection:
         raw = self._raw
         if self.closed:
             raise ConnectionFailedError(f"The connection to {self.dsn_for_display} is closed.")
-        if committing and self._ended():
-            raw.close()
-            raise outcome.connection_lost("", committing=False, where=self.dsn_for_display)
         self.busy_since = time.monotonic()
         raw.deadline = None if timeout_s is None else self.busy_since + timeout_s
         self._doubtful = None
