@@ -8,7 +8,7 @@ marked ``one_server``.
 
 What that would come to is too much for everybody's `make test`, so there:
 
-* A conformance test runs on the chosen server in one colour, and every third one in the other colour on
+* A conformance test runs on the chosen server in one colour, and every fourth one in the other colour on
   PostgreSQL 15 or behind PgBouncer; those marked ``both_colours``, of what is written by hand for each
   (drivers, threads and tasks, waiting, borrowed connections), run in both.  Everything else of one colour is
   generated from the other.
@@ -133,7 +133,7 @@ def _redundant(item: pytest.Item) -> bool:
     if kind in (None, "postgres"):
         both = CONFORMANCE not in item.path.parents or item.get_closest_marker("both_colours") is not None
         return not both and colour is COLOURS[1 - ours_first]
-    if not everywhere and (kind != KINDS[1 + number % 2] or number // 4 % 3):
+    if not everywhere and (kind != KINDS[1 + number % 2] or number // 4 % 4):
         return True
     return colour is COLOURS[ours_first]
 
